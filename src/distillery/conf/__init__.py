@@ -1,0 +1,1 @@
+"""Hydra configuration: one group per wing, the only place where values are defined."""

@@ -1,0 +1,1 @@
+"""What every wing shares: specs, records, protocols, seeds and whole-file writing."""

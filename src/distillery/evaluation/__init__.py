@@ -1,0 +1,1 @@
+"""Frozen weights act on tasks, episode after episode, and are measured."""

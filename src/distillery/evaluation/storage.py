@@ -1,0 +1,78 @@
+"""An evaluation on disk: every return, the curves, the summary, and one lifetime's steps per held-out task."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from distillery.core.files import whole_folder, write_json
+from distillery.core.records import Lifetimes
+from distillery.evaluation.metrics import curve_rows, summarise, task_rows
+
+LIFETIMES_FILE = "lifetimes.parquet"
+CURVES_FILE = "curves.csv"
+TASKS_FILE = "tasks.csv"
+STEPS_FILE = "steps.npz"
+SUMMARY_FILE = "summary.json"
+
+
+def lifetimes_frame(split: str, lifetimes: Lifetimes) -> pl.DataFrame:
+    """One row per lifetime and episode."""
+    num_lifetimes, num_episodes = lifetimes.returns.shape
+    return pl.DataFrame(
+        {
+            "split": [split] * lifetimes.returns.size,
+            "task_id": np.repeat(lifetimes.task_ids, num_episodes),
+            "seed": np.repeat(lifetimes.seeds, num_episodes),
+            "episode": np.tile(np.arange(1, num_episodes + 1), num_lifetimes),
+            "return": lifetimes.returns.ravel(),
+        }
+    )
+
+
+def write_evaluation(
+    folder: Path | str,
+    lifetimes: Mapping[str, Lifetimes],
+    oracle_returns: np.ndarray,
+    *,
+    agent: str,
+    weights: str | None,
+) -> dict[str, Any]:
+    """Writes one agent's evaluation, whole or not at all; returns the summary.
+
+    Args:
+        folder: of the evaluation.
+        lifetimes: by split.
+        oracle_returns: (all tasks,), indexed by task id.
+        agent: name of the agent.
+        weights: checksum of the frozen weights, or None for an agent without.
+    """
+    summary = {
+        "agent": agent,
+        "weights": weights,
+        "splits": {split: summarise(runs, oracle_returns) for split, runs in lifetimes.items()},
+    }
+    curves = [{"split": split, **row} for split, runs in lifetimes.items() for row in curve_rows(runs)]
+    tasks = [{"split": split, **row} for split, runs in lifetimes.items() for row in task_rows(runs, oracle_returns)]
+    with whole_folder(folder) as temporary:
+        pl.concat([lifetimes_frame(*item) for item in lifetimes.items()]).write_parquet(temporary / LIFETIMES_FILE)
+        pl.DataFrame(curves).write_csv(temporary / CURVES_FILE)
+        pl.DataFrame(tasks).write_csv(temporary / TASKS_FILE)
+        _write_steps(temporary / STEPS_FILE, lifetimes["held_out"])
+        write_json(temporary / SUMMARY_FILE, summary)
+    return summary
+
+
+def _write_steps(path: Path, lifetimes: Lifetimes) -> None:
+    """Observations (K, N, T, D), actions (K, N, T), returns (K, N) and task ids (K,) of each task's first seed."""
+    first = lifetimes.seeds == 0
+    arrays = {"task_ids": lifetimes.task_ids[first], "returns": lifetimes.returns[first]}
+    if lifetimes.observations is not None:
+        arrays |= {
+            "observations": lifetimes.observations[first],
+            "actions": lifetimes.actions[first],
+            "num_steps": lifetimes.num_steps[first],
+        }
+    np.savez_compressed(path, **arrays)

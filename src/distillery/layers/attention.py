@@ -1,0 +1,163 @@
+"""Causal self-attention over a sliding window, in one pass over a sequence or one token at a time from a cache.
+
+Positions enter in one of three ways: `rotary` turns queries and keys (Su et al., RoFormer, 2021, arXiv 2104.09864),
+`alibi` lowers scores with distance (Press et al., Train Short, Test Long, 2021, arXiv 2108.12409), and `none` leaves
+them to the caller (absolute embeddings). The first two depend on distances alone, so a cache may roll for ever.
+
+Letters: B batch, S tokens, W window in tokens, H heads, K head width, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POSITIONS = ("rotary", "alibi", "none")
+
+
+def banded_mask(num_tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """(S, S) bool: each token sees itself and the ``window - 1`` tokens before it."""
+    ones = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
+    return ones.tril().triu(1 - window)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """(H,) slopes ``2^(-8 h / H)``, h from 1 to H (Press et al., section 3)."""
+    return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1) / num_heads)
+
+
+class Rotary(nn.Module):
+    """Turns pairs of a head's channels by angles that grow with the token's position.
+
+    Args:
+        head_width: K; must be even.
+        fraction: part of the pairs that turn; the others match on content alone, at any distance.
+        base: the slowest pair turns about once in ``2 pi base`` tokens.
+    """
+
+    def __init__(self, head_width: int, *, fraction: float, base: float = 1000.0) -> None:
+        super().__init__()
+        if head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, got {head_width}")
+        num_pairs = head_width // 2
+        num_turning = round(num_pairs * fraction)
+        frequencies = torch.zeros(num_pairs)
+        frequencies[:num_turning] = base ** (-torch.arange(num_turning) / max(num_turning, 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each (S, K): the first half of the channels pairs with the second."""
+        angles = positions[:, None].to(torch.float32) * self.frequencies
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()
+
+    @staticmethod
+    def turn(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        """Turns (B, H, S, K) by the given cosines and sines."""
+        cosines, sines = turns
+        first, second = heads.chunk(2, -1)
+        return heads * cosines.to(heads.dtype) + torch.cat([-second, first], -1) * sines.to(heads.dtype)
+
+
+class LayerCache:
+    """The keys and values of the last W tokens of one layer, as a ring: token p lies in slot ``p % W``."""
+
+    def __init__(self, batch_size: int, num_heads: int, window: int, head_width: int, like: Tensor) -> None:
+        shape = (batch_size, num_heads, window, head_width)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
+
+    def push(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores one token, (B, H, 1, K), and returns what is filled so far, (B, H, min(p + 1, W), K)."""
+        window = self.keys.shape[2]
+        slot = position % window
+        self.keys[:, :, slot] = keys[:, :, 0]
+        self.values[:, :, slot] = values[:, :, 0]
+        filled = min(position + 1, window)
+        return self.keys[:, :, :filled], self.values[:, :, :filled]
+
+
+class WindowAttention(nn.Module):
+    """Multi-head causal self-attention that sees W tokens, its own included.
+
+    Args:
+        width: D.
+        num_heads: H; must divide D.
+        window: W, in tokens.
+        positions: one of `POSITIONS`.
+        dropout: of the attention weights, while training.
+        rotary_fraction: part of each head that turns, with rotary positions.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        window: int,
+        positions: str,
+        dropout: float = 0.0,
+        rotary_fraction: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if positions not in POSITIONS:
+            raise ValueError(f"attention positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        if width % num_heads:
+            raise ValueError(f"num_heads must divide the width: {width} / {num_heads} is not whole")
+        self.num_heads, self.window, self.dropout = num_heads, window, dropout
+        self.head_width = width // num_heads
+        self.in_projection = nn.Linear(width, 3 * width)
+        self.out_projection = nn.Linear(width, width)
+        self.rotary = Rotary(self.head_width, fraction=rotary_fraction) if positions == "rotary" else None
+        slopes = alibi_slopes(num_heads) if positions == "alibi" else None
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch_size, num_tokens, _ = x.shape
+        heads = self.in_projection(x).view(batch_size, num_tokens, 3, self.num_heads, self.head_width)
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4)  # each (B, H, S, K)
+        return queries, keys, values
+
+    def _join(self, heads: Tensor) -> Tensor:
+        return self.out_projection(heads.transpose(1, 2).flatten(2))  # (B, S, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) to (B, S, D), every token seeing its window."""
+        num_tokens = x.shape[1]
+        queries, keys, values = self._heads(x)
+        if self.rotary is not None:
+            turns = self.rotary.turns(torch.arange(num_tokens, device=x.device))
+            queries, keys = self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
+        mask = None
+        if num_tokens > self.window or self.slopes is not None:
+            mask = banded_mask(num_tokens, self.window, x.device)
+        if self.slopes is not None:
+            steps = torch.arange(num_tokens, device=x.device)
+            bias = -self.slopes[:, None, None] * (steps[:, None] - steps)  # (H, S, S)
+            mask = bias.to(x.dtype).masked_fill(~mask, float("-inf"))
+        heads = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self._join(heads)
+
+    def new_cache(self, batch_size: int) -> LayerCache:
+        """An empty cache for B sequences."""
+        return LayerCache(batch_size, self.num_heads, self.window, self.head_width, self.in_projection.weight)
+
+    def step(self, x: Tensor, position: int, cache: LayerCache) -> Tensor:
+        """The next token alone, (B, 1, D); equals the same token of `forward` over the whole sequence."""
+        queries, keys, values = self._heads(x)
+        if self.rotary is not None:
+            turns = self.rotary.turns(torch.tensor([position], device=x.device))
+            queries, keys = self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
+        keys, values = cache.push(position, keys, values)
+        bias = None
+        if self.slopes is not None:
+            slots = torch.arange(keys.shape[2], device=x.device)
+            ages = (position - slots) % self.window
+            bias = (-self.slopes[:, None, None] * ages).to(x.dtype)  # (H, 1, filled)
+        return self._join(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias))

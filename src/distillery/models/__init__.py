@@ -1,0 +1,1 @@
+"""Sequence models: a context in, the next action out."""

@@ -1,0 +1,1 @@
+"""Algorithms that learn by changing weights, each as many independent learners advanced together."""

@@ -1,0 +1,84 @@
+"""What every stage's command line shares: configuration in, one clear error out."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+logger = logging.getLogger(__name__)
+
+
+def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """Turns ``main(config)`` into a command line over ``conf/``.
+
+    The pipeline passes a resolved file, ``-cd data/resolved/experiments -cn dark_room``; a person passes overrides,
+    ``experiment=dark_room models.width=128``. Mistakes in what was asked end in one line, without a traceback.
+    """
+
+    @hydra.main(version_base="1.3", config_path="pkg://distillery.conf", config_name="config")
+    @functools.wraps(main)
+    def command(config: DictConfig) -> None:
+        if config.runtime.num_threads is not None:
+            # Before torch is imported, so that its pools are made to measure.
+            os.environ["OMP_NUM_THREADS"] = str(config.runtime.num_threads)
+        try:
+            main(config)
+        except (ValueError, FloatingPointError, OmegaConfBaseException, OSError) as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            sys.exit(f"error: {error}")
+
+    return command
+
+
+def build(node: DictConfig | Mapping[str, Any], **values: Any) -> Any:
+    """Instantiates a configuration node with further keyword arguments; only classes of this package.
+
+    Raises:
+        ValueError: the node names no class of this package, or the class refuses its settings.
+    """
+    settings = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    target = str(settings.pop("_target_", None))
+    if not target.startswith("distillery."):
+        raise ValueError(f"_target_ must name a class of distillery, got {target!r}")
+    try:
+        return hydra.utils.get_class(target)(**{**settings, **values})
+    except (ImportError, TypeError) as error:
+        raise ValueError(f"{target} cannot be built from its settings: {error}") from error
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A configuration node as plain containers, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def root() -> Path:
+    """The repository's root: DVC names the real one even inside its temporary experiments."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def scratch(*parts: str) -> Path:
+    """A path under the git-ignored folder for caches and training states."""
+    return root().joinpath(".scratch", *parts)
+
+
+def histories_folder(config: DictConfig, kind: str) -> Path:
+    """Where the dataset of the given kind lies."""
+    return Path("data", "histories", config.dataset, kind)
+
+
+def checkpoint_folder(config: DictConfig, agent: str) -> Path:
+    """Where the trained model of an agent lies."""
+    return Path("models", config.name, agent)
+
+
+def evaluation_folder(config: DictConfig, agent: str) -> Path:
+    """Where the lifetimes of an agent lie."""
+    return Path("data", "evaluations", config.name, agent)

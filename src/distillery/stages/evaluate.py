@@ -1,0 +1,69 @@
+"""A checkpoint acts, weights frozen, on held-out and on training tasks.
+
+    python -m distillery.stages.evaluate -cd data/resolved/experiments -cn dark_room agent=ad
+"""
+
+from omegaconf import DictConfig
+
+from distillery.core.protocols import Tracker
+from distillery.core.records import Lifetimes
+from distillery.core.seeding import stream_seed
+from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
+from distillery.evaluation.storage import write_evaluation
+from distillery.models.base import SequenceModel
+from distillery.stages.entry import build, checkpoint_folder, evaluation_folder, histories_folder, plain, stage
+from distillery.stages.tracked import track_evaluation
+from distillery.tasks.base import TaskDistribution
+from distillery.training.checkpoints import load_weights, read_checkpoint_info
+
+REPORTED_SPLITS = ("held_out", "train")
+
+
+def load_model(folder, tasks: TaskDistribution) -> SequenceModel:
+    """Builds the model a checkpoint describes and loads its weights.
+
+    Raises:
+        ValueError: the checkpoint is of other tasks, or damaged.
+    """
+    info = read_checkpoint_info(folder)
+    if info.spec != tasks.spec:
+        raise ValueError(
+            f"{folder} was trained for {info.spec} and the experiment's tasks are {tasks.spec}; train it again"
+        )
+    model = build(info.architecture, spec=info.spec)
+    load_weights(folder, model)
+    return model
+
+
+def evaluate(config: DictConfig) -> None:
+    """Writes ``data/evaluations/<experiment>/<agent>``."""
+    tracker: Tracker = build(config.tracking)
+    tracker.check()
+    tasks: TaskDistribution = build(config.tasks)
+    checkpoint = checkpoint_folder(config, config.agent)
+    model = load_model(checkpoint, tasks).to(config.runtime.device)
+    lifetimes: dict[str, Lifetimes] = {}
+    for split in REPORTED_SPLITS:
+        seeds = {} if split == "held_out" else {"num_seeds": config.evaluation.train_seeds}
+        evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
+        lifetimes[split] = evaluation.run(
+            model, tasks, tasks.task_ids(split), seed=stream_seed(config.seed, "evaluation", split),
+            device=config.runtime.device,
+        )
+    folder = evaluation_folder(config, config.agent)
+    summary = write_evaluation(
+        folder, lifetimes, tasks.oracle_returns(), agent=config.agent, weights=weights_checksum(model)
+    )
+    held_out = summary["splits"]["held_out"]
+    print(
+        f"{config.name}/{config.agent}: held-out return {held_out['final_return']:.2f} in the last ten episodes, "
+        f"{held_out['oracle_fraction']:.3f} of the oracle; reference reached at {held_out['episodes_to_reference']}"
+    )
+    track_evaluation(
+        tracker, config, config.agent, folder, checkpoint=checkpoint,
+        dataset=histories_folder(config, config.agents[config.agent].histories),
+    )
+
+
+if __name__ == "__main__":
+    stage(evaluate)()

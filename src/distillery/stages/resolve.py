@@ -1,0 +1,160 @@
+"""Composes params.yaml with conf/ into data/resolved/, and refuses what could not run, before any work is done.
+
+    python -m distillery.stages.resolve datasets dark_room-q_learning
+    python -m distillery.stages.resolve experiments dark_room
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distillery.core.files import whole_file
+from distillery.stages.entry import build, plain
+
+# How a resolved file behaves as a Hydra primary configuration: no folders of its own, logs to the terminal.
+HYDRA_DEFAULTS = [{"override hydra/job_logging": "stdout"}, "_self_"]
+HYDRA_NODE = {"run": {"dir": "."}, "output_subdir": None}
+
+
+def load_params(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Reads params.yaml.
+
+    Raises:
+        ValueError: missing or not the expected mapping.
+    """
+    try:
+        params = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    for section in ("datasets", "experiments"):
+        if not isinstance(params, dict) or not isinstance(params.get(section), dict):
+            raise ValueError(f"{path} must hold a mapping '{section}' from names to groups and set")
+    return params
+
+
+def compose_entry(params: dict[str, Any], section: str, name: str) -> DictConfig:
+    """Composes one dataset or experiment.
+
+    Args:
+        params: the content of params.yaml.
+        section: `datasets` or `experiments`.
+        name: of the entry.
+
+    Raises:
+        ValueError: unknown entry, unknown group choice, or a changed key that does not exist.
+    """
+    entries = params[section]
+    if name not in entries:
+        raise ValueError(f"params.yaml has no {section} entry '{name}'; it has {', '.join(entries)}")
+    layers = [entries[name]]
+    dataset = name
+    if section == "experiments":
+        dataset = entries[name].get("dataset")
+        if dataset not in params["datasets"]:
+            raise ValueError(
+                f"experiment '{name}' names the dataset '{dataset}', which params.yaml does not define; it defines "
+                f"{', '.join(params['datasets'])}"
+            )
+        layers.insert(0, params["datasets"][dataset])
+    unknown = {key for layer in layers for key in layer} - {"dataset", "groups", "set"}
+    if unknown:
+        raise ValueError(f"{section} '{name}' in params.yaml has unknown keys {sorted(unknown)}; use dataset, groups, set")
+    groups: dict[str, Any] = {}
+    for layer in layers:
+        groups.update(layer.get("groups") or {})
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_module("distillery.conf", version_base="1.3"):
+            config = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
+        OmegaConf.set_struct(config, True)
+        for layer in layers:
+            config.merge_with(layer.get("set") or {})
+        config.merge_with({"dataset": dataset, "name": name})
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(f"{section} '{name}' in params.yaml cannot be composed: {text}") from error
+    return config
+
+
+def check(config: DictConfig) -> None:
+    """Builds everything that is cheap to build, so that a bad value is refused before any work.
+
+    Raises:
+        ValueError: naming the value and the remedy.
+    """
+    tasks, source = build(config.tasks), build(config.sources)
+    splits = tasks.splits()
+    build(config.histories.collection.selection)
+    build(config.training.schedule, patience_validations=None)
+    build(config.training.validation)
+    build(config.evaluation.lifetimes)
+    build(config.models, spec=tasks.spec)
+    contexts = config.histories.contexts
+    kept_episodes = -(-source.num_episodes // contexts.keep_every_episode)
+    longest = kept_episodes * tasks.spec.episode_steps
+    if contexts.sequence_length > longest:
+        raise ValueError(
+            f"histories.contexts.sequence_length={contexts.sequence_length} is longer than a history: "
+            f"{source.num_episodes} episodes of {tasks.spec.episode_steps} steps, every "
+            f"{contexts.keep_every_episode}-th kept, are {longest} steps; lower sequence_length or "
+            "keep_every_episode, or raise sources.num_episodes"
+        )
+    check_window(config)
+    if config.agent not in config.agents:
+        raise ValueError(f"unknown agent '{config.agent}'; conf/config.yaml defines {', '.join(config.agents)}")
+    if config.evaluation.train_seeds < 1 or not splits:
+        raise ValueError(f"evaluation.train_seeds must be at least 1, got {config.evaluation.train_seeds}")
+
+
+def check_window(config: DictConfig) -> None:
+    """Refuses an attention window that training never fills.
+
+    Raises:
+        ValueError: the window and the training sequences do not fit.
+    """
+    window, sequence = config.models.context_length, config.histories.contexts.sequence_length
+    if window > sequence:
+        raise ValueError(
+            f"models.context_length={window} is longer than the training sequences "
+            f"(histories.contexts.sequence_length={sequence}), so distances beyond them would never be trained; "
+            "raise sequence_length or lower context_length"
+        )
+    if config.models.positions == "absolute" and window != sequence:
+        raise ValueError(
+            f"absolute positions are trained for one window only: models.context_length={window} must equal "
+            f"histories.contexts.sequence_length={sequence}, or choose models.positions=rotary"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("section", choices=["datasets", "experiments"])
+    parser.add_argument("name")
+    options = parser.parse_args(arguments)
+    try:
+        config = compose_entry(load_params(), options.section, options.name)
+        check(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    path = Path("data", "resolved", options.section, f"{options.name}.yaml")
+    text = yaml.safe_dump(
+        {"defaults": HYDRA_DEFAULTS, "hydra": HYDRA_NODE, **plain(config)}, sort_keys=False, width=119
+    )
+    with whole_file(path) as temporary:
+        temporary.write_text(
+            f"# Written by distillery.stages.resolve from params.yaml and conf/; change those instead.\n{text}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Histories and a model become a checkpoint, selected by in-context return on validation tasks.
+
+    python -m distillery.stages.train -cd data/resolved/experiments -cn dark_room agent=ed
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+import distillery
+from distillery.core.protocols import Tracker
+from distillery.core.seeding import stream_seed
+from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
+from distillery.evaluation.metrics import validation_score
+from distillery.histories.contexts import Contexts
+from distillery.histories.reader import open_packed
+from distillery.models.base import SequenceModel
+from distillery.stages.entry import build, checkpoint_folder, histories_folder, plain, scratch, stage
+from distillery.stages.resolve import check_window
+from distillery.stages.validate import require_same_tasks
+from distillery.tasks.base import TaskDistribution
+from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
+from distillery.training.loop import Progress, Schedule, fit
+
+logger = logging.getLogger(__name__)
+
+# What a training's result depends on beside its configuration and data.
+_CODE = ("core", "evaluation", "histories", "layers", "models", "tasks", "training")
+
+
+def fingerprint(config: DictConfig, content_hash: str) -> str:
+    """Hex SHA-256 of everything that decides a training's result: settings, data, seed and code."""
+    digest = hashlib.sha256()
+    settings = {key: plain(config[key]) for key in ("tasks", "models", "training")}
+    settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
+    settings |= {"agent": plain(config.agents[config.agent]), "torch": torch.__version__}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    package = Path(distillery.__file__).parent
+    for wing in _CODE:
+        for file in sorted((package / wing).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def validation(config: DictConfig, tasks: TaskDistribution) -> Callable[[torch.nn.Module], dict[str, float]]:
+    """Scores a model on validation tasks, the same lifetimes' seeds each time."""
+    lifetimes: InContextEvaluation = build(config.training.validation)
+    seed = stream_seed(config.seed, "validation")
+    task_ids, oracle = tasks.task_ids("validation"), tasks.oracle_returns()
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        result = lifetimes.run(model, tasks, task_ids, seed=seed, device=config.runtime.device)
+        return dict(validation_score(result, oracle))
+
+    return validate
+
+
+def train_model(
+    config: DictConfig,
+    *,
+    state_file: Path | None = None,
+    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
+) -> tuple[SequenceModel, Progress, str]:
+    """Trains one agent; returns the model with its best weights, the progress, and the data's content hash."""
+    check_window(config)
+    agent = config.agents[config.agent]
+    tasks: TaskDistribution = build(config.tasks)
+    metadata, histories = open_packed(histories_folder(config, agent.histories), scratch("packed"))
+    require_same_tasks(config, metadata)
+    contexts = Contexts(histories, **plain(config.histories.contexts), seed=stream_seed(config.seed, "contexts"))
+    torch.manual_seed(stream_seed(config.seed, "model"))
+    model: SequenceModel = build(config.models, spec=metadata.spec)
+    runtime = config.runtime
+    schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
+    learner = build(
+        config.training.learner, model=model, num_updates=schedule.num_updates, device=runtime.device,
+        bfloat16=runtime.bfloat16, compile=runtime.compile, fused=runtime.fused,
+    )
+    progress = fit(
+        learner, contexts.batch, schedule, validation(config, tasks), state_file=state_file,
+        fingerprint=fingerprint(config, metadata.content_hash), on_metrics=on_metrics,
+        description=f"training {config.name}/{config.agent}", show_progress=runtime.progress,
+    )
+    model.load_state_dict(progress.best_weights)
+    return model, progress, metadata.content_hash
+
+
+def train(config: DictConfig) -> None:
+    """Writes ``models/<experiment>/<agent>``."""
+    tracker: Tracker = build(config.tracking)
+    tracker.check()
+    folder = checkpoint_folder(config, config.agent)
+    states = scratch("training", config.name, config.agent)
+    model, progress, content_hash = train_model(config, state_file=states / "state.pt")
+    summary: dict[str, Any] = {
+        "experiment": config.name,
+        "agent": config.agent,
+        "dataset": config.dataset,
+        "content_hash": content_hash,
+        "seed": config.seed,
+        "weights": weights_checksum(model),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "updates_done": progress.update,
+        "selected_update": progress.best_update,
+        "validation_score": progress.best_score,
+        "curves": progress.curves,
+    }
+    save_checkpoint(folder, model, CheckpointInfo(plain(config.models), model.spec, summary))
+    shutil.rmtree(states, ignore_errors=True)
+    print(
+        f"{config.name}/{config.agent}: {progress.update} updates, selected {progress.best_update} "
+        f"(validation {progress.best_score:.3f})"
+    )
+    with tracker.start(
+        "train", f"{config.name}/{config.agent}", config=plain(config),
+        tags={"experiment": config.name, "agent": config.agent},
+    ) as run:
+        run.log_dataset(histories_folder(config, config.agents[config.agent].histories), context="training")
+        for name, points in progress.curves.items():
+            for update, value in points:
+                run.log({f"train/{name}": value}, step=update)
+        run.log_file(folder / "model.json")
+
+
+if __name__ == "__main__":
+    stage(train)()

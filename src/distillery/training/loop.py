@@ -1,0 +1,198 @@
+"""The only optimisation loop: draws contexts, updates, validates in context, keeps the best, resumes.
+
+Training loss does not tell how well a model learns in context, so every `validate_every_updates` updates it acts on
+validation tasks, and the weights with the best score become the checkpoint.
+"""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from distillery.core.records import Context
+from distillery.training.checkpoints import load_training_state, save_training_state
+
+logger = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """Updates a model; `distillery.training.supervised` has the first."""
+
+    model: torch.nn.Module
+
+    def update(self, context: Context, update: int) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and when to look.
+
+    Attributes:
+        num_updates: at most this many.
+        validate_every_updates: between two validations; the last update is always validated.
+        patience_validations: stop after this many validations without a better score; None never stops early.
+        log_every_updates: between two reported training metrics.
+    """
+
+    num_updates: int
+    validate_every_updates: int
+    patience_validations: int | None = None
+    log_every_updates: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "validate_every_updates", "log_every_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training {name} must be at least 1, got {getattr(self, name)}")
+        if self.patience_validations is not None and self.patience_validations < 1:
+            raise ValueError(f"training patience_validations must be at least 1 or null, got {self.patience_validations}")
+
+    def validates_after(self, update: int) -> bool:
+        """Whether the given update, counted from 1, is followed by a validation."""
+        return update % self.validate_every_updates == 0 or update == self.num_updates
+
+
+@dataclass
+class Progress:
+    """What training has come to; part of the training state.
+
+    Attributes:
+        update: updates done.
+        best_score: best validation score so far, or None.
+        best_update: the update it was reached at.
+        best_weights: the model's state there.
+        validations_without_gain: since then.
+        curves: name to list of (update, value).
+    """
+
+    update: int = 0
+    best_score: float | None = None
+    best_update: int | None = None
+    best_weights: dict[str, Tensor] | None = None
+    validations_without_gain: int = 0
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def record(self, name: str, value: float) -> None:
+        """Adds a point at the current update."""
+        self.curves.setdefault(name, []).append((self.update, value))
+
+
+def fit(
+    learner: Learner,
+    draw: Callable[[int], Context],
+    schedule: Schedule,
+    validate: Callable[[torch.nn.Module], dict[str, float]],
+    *,
+    state_file: Path | None = None,
+    fingerprint: str = "",
+    on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
+    description: str = "training",
+    show_progress: bool = True,
+) -> Progress:
+    """Trains, and leaves the best weights in `Progress.best_weights`.
+
+    Args:
+        learner: holds the model.
+        draw: the contexts of a given update, counted from 0.
+        schedule: how long, and when to validate.
+        validate: scores the model in context; the entry ``score`` is what selects.
+        state_file: where the training state is kept after every validation; None keeps none.
+        fingerprint: of everything that decides the result; a state with another fingerprint is not resumed.
+        on_metrics: called with training metrics and validation scores; may raise to stop the trial.
+        description: of the progress bar.
+        show_progress: whether to draw it.
+    """
+    progress = _resume(learner, state_file, fingerprint)
+    bar = tqdm(
+        total=schedule.num_updates, initial=progress.update, desc=description, unit="update",
+        disable=not show_progress, mininterval=1.0,
+    )
+    with contextlib.closing(bar):
+        while progress.update < schedule.num_updates and not _plateaued(progress, schedule):
+            metrics = learner.update(draw(progress.update), progress.update)
+            progress.update += 1
+            bar.update()
+            if progress.update % schedule.log_every_updates == 0:
+                values = {name: float(value) for name, value in metrics.items()}
+                _require_finite(values, progress.update)
+                for name, value in values.items():
+                    progress.record(name, value)
+                on_metrics(values, progress.update)
+                bar.set_postfix(_postfix(progress), refresh=False)
+            if schedule.validates_after(progress.update):
+                _validate(learner, validate, progress, on_metrics)
+                bar.set_postfix(_postfix(progress))
+                if state_file is not None:
+                    _save(learner, progress, state_file, fingerprint)
+    return progress
+
+
+def _validate(learner: Learner, validate, progress: Progress, on_metrics) -> None:
+    scores = validate(learner.model)
+    for name, value in scores.items():
+        progress.record(f"validation_{name}", value)
+    if progress.best_score is None or scores["score"] > progress.best_score:
+        progress.best_score, progress.best_update = scores["score"], progress.update
+        progress.best_weights = copy.deepcopy(learner.model.state_dict())
+        progress.validations_without_gain = 0
+    else:
+        progress.validations_without_gain += 1
+    on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
+
+
+def _plateaued(progress: Progress, schedule: Schedule) -> bool:
+    patience = schedule.patience_validations
+    return patience is not None and progress.validations_without_gain >= patience
+
+
+def _postfix(progress: Progress) -> dict[str, str]:
+    last = {name: points[-1][1] for name, points in progress.curves.items()}
+    shown = {"loss": last.get("loss"), "in-context return": last.get("validation_final_return")}
+    return {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+
+
+def _require_finite(values: dict[str, float], update: int) -> None:
+    for name, value in values.items():
+        if value != value or value in (float("inf"), float("-inf")):
+            raise FloatingPointError(
+                f"training diverged: {name} is {value} at update {update}; lower training.learning_rate"
+            )
+
+
+def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: str) -> None:
+    state = {
+        "fingerprint": fingerprint,
+        "progress": dict(vars(progress)),
+        "model": learner.model.state_dict(),
+        "learner": learner.state_dict(),
+        "cpu_random_state": torch.get_rng_state(),
+        "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    save_training_state(state_file, state)
+
+
+def _resume(learner: Learner, state_file: Path | None, fingerprint: str) -> Progress:
+    state = load_training_state(state_file) if state_file is not None else None
+    if state is None:
+        return Progress()
+    if state["fingerprint"] != fingerprint:
+        logger.warning("%s was left by another configuration and is not resumed", state_file)
+        return Progress()
+    learner.model.load_state_dict(state["model"])
+    learner.load_state_dict(state["learner"])
+    torch.set_rng_state(state["cpu_random_state"])
+    if state["cuda_random_states"]:
+        torch.cuda.set_rng_state_all(state["cuda_random_states"])
+    progress = Progress(**state["progress"])
+    logger.info("resuming after update %d from %s", progress.update, state_file)
+    return progress

@@ -1,0 +1,141 @@
+"""The supervised learner: predict the source's next action at every step of a context.
+
+Source: Laskin et al. (2022), arXiv 2210.14215, equation 4:
+
+    L(theta) = - sum_t log P_theta(a_t | history before t, o_t)
+
+Letters: B batch, T environment steps, A actions.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distillery.core.records import Context
+from distillery.models.base import SequenceModel
+
+OPTIMISERS = ("adamw", "muon")
+
+
+class SupervisedLearner:
+    """Updates a model by cross-entropy on actions.
+
+    Args:
+        model: what is trained; it is moved to `device`.
+        num_updates: length of the learning-rate schedule.
+        optimiser: `adamw`, or `muon` for the matrices inside the blocks (Jordan et al., Muon, 2024) with AdamW for
+            the rest.
+        learning_rate: peak rate of AdamW.
+        muon_learning_rate: peak rate of Muon.
+        betas: of AdamW.
+        weight_decay: of both.
+        warmup_fraction: part of the schedule that rises linearly.
+        initial_fraction: of the peak rate, where the schedule starts.
+        final_fraction: of the peak rate, where the schedule ends, after a cosine.
+        gradient_clip: global norm.
+        label_smoothing: alpha.
+        device: `cpu`, `cuda`, ...
+        bfloat16: autocast to bfloat16.
+        compile: compile the forward pass with `torch.compile`.
+        fused: use AdamW's fused kernel.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        *,
+        num_updates: int,
+        optimiser: str = "adamw",
+        learning_rate: float = 3e-3,
+        muon_learning_rate: float = 0.02,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+        warmup_fraction: float = 0.05,
+        initial_fraction: float = 0.01,
+        final_fraction: float = 0.01,
+        gradient_clip: float = 1.0,
+        label_smoothing: float = 0.0,
+        device: torch.device | str = "cpu",
+        bfloat16: bool = False,
+        compile: bool = False,
+        fused: bool = False,
+    ) -> None:
+        if optimiser not in OPTIMISERS:
+            raise ValueError(f"training optimiser must be one of {', '.join(OPTIMISERS)}, got {optimiser!r}")
+        if num_updates < 1:
+            raise ValueError(f"training num_updates must be at least 1, got {num_updates}")
+        if not learning_rate > 0 or not muon_learning_rate > 0:
+            raise ValueError(
+                f"learning rates must be above 0, got learning_rate={learning_rate} and "
+                f"muon_learning_rate={muon_learning_rate}"
+            )
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self._forward = torch.compile(model) if compile else model
+        self._num_updates, self._warmup_fraction = num_updates, warmup_fraction
+        self._initial_fraction, self._final_fraction = initial_fraction, final_fraction
+        self._gradient_clip, self._label_smoothing = gradient_clip, label_smoothing
+        self._bfloat16 = bfloat16
+        decay = {"weight_decay": weight_decay}
+        self._optimisers: list[torch.optim.Optimizer] = []
+        matrices = _block_matrices(model) if optimiser == "muon" else []
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+        if matrices:
+            self._optimisers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, **decay))
+        self._optimisers.append(
+            torch.optim.AdamW(others, lr=learning_rate, betas=tuple(betas), fused=fused or None, **decay)
+        )
+        self._peak_rates = [optimiser.param_groups[0]["lr"] for optimiser in self._optimisers]
+
+    def rate_fraction(self, update: int) -> float:
+        """Learning rate of the given update, counted from 0, as a part of the peak: linear rise, cosine fall."""
+        warmup = max(1, round(self._warmup_fraction * self._num_updates))
+        if update < warmup:
+            return self._initial_fraction + (1 - self._initial_fraction) * (update + 1) / warmup
+        progress = (update - warmup) / max(1, self._num_updates - warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self._final_fraction + (1 - self._final_fraction) * cosine
+
+    def loss(self, context: Context) -> Tensor:
+        """Mean cross-entropy per step."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            logits = self._forward(context)
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), context.actions.flatten(), label_smoothing=self._label_smoothing
+        )
+
+    def update(self, context: Context, update: int) -> dict[str, Tensor]:
+        """One optimisation step; returns the loss and the gradient norm before clipping, still on the device."""
+        self.model.train()
+        for optimiser, peak_rate in zip(self._optimisers, self._peak_rates, strict=True):
+            optimiser.zero_grad(set_to_none=True)
+            optimiser.param_groups[0]["lr"] = peak_rate * self.rate_fraction(update)
+        loss = self.loss(context.to(self.device))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip)
+        for optimiser in self._optimisers:
+            optimiser.step()
+        return {"loss": loss.detach(), "gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser state, for exact resume."""
+        return {"optimisers": [optimiser.state_dict() for optimiser in self._optimisers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+
+
+def _block_matrices(model: SequenceModel) -> list[nn.Parameter]:
+    """Weight matrices inside the model's blocks: what Muon is made for."""
+    return [
+        parameter for name, parameter in model.named_parameters() if name.startswith("blocks.") and parameter.ndim == 2
+    ]
