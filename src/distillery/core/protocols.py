@@ -1,9 +1,145 @@
-"""Contracts that more than one wing relies on."""
+"""Contracts that more than one wing relies on. A wing implements its own and imports no sibling.
 
-from collections.abc import Mapping
+Letters: E parallel environments or learners, S states, A actions, B batch, T environment steps, D observation
+dimensions.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillery.core.records import Context, EpisodeBatch, Transition
+from distillery.core.specs import TaskSpec
+
+
+class TaskBatch(Protocol):
+    """E environments, each with its own task, advanced by one call. A single environment is a batch of one.
+
+    Attributes:
+        task_ids: (E,) int64.
+        state: (E,) int64, the current state's number; tabular sources read it, models never do.
+        next_state: (S, A) int64, where each action leads: the dynamics all tasks of the family share.
+        can_terminate: whether an episode may end before its last step.
+    """
+
+    spec: TaskSpec
+    task_ids: Tensor
+    state: Tensor
+    next_state: Tensor
+    can_terminate: bool
+
+    def reset(self, where: Tensor | None = None) -> Tensor:
+        """Starts a new episode everywhere, or where the (E,) bool mask says; returns (E, D) observations."""
+
+    def advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advances every environment by its action, (E,) int64; returns rewards, terminated, truncated, each (E,)."""
+
+    def observe(self, states: Tensor) -> Tensor:
+        """(..., D) observations of states of any shape."""
+
+    def oracle_actions(self) -> Tensor:
+        """(E,) int64: a best action in each current state, for an agent that knows the task."""
+
+    def step(self, actions: Tensor) -> Transition:
+        """`advance`, then `observe`."""
+
+
+class TaskDistribution(Protocol):
+    """A finite family of tasks, divided by task into train, validation and held_out."""
+
+    spec: TaskSpec
+    num_tasks: int
+
+    def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """Environments for the given (E,) task ids; `seed` drives whatever is random in them."""
+
+    def task_ids(self, split: str) -> np.ndarray:
+        """Sorted task ids of one split."""
+
+    def splits(self) -> dict[str, np.ndarray]:
+        """Task ids of each split."""
+
+    def oracle_returns(self) -> np.ndarray:
+        """(num_tasks,) float64: best expected return of one episode by an agent that knows the task."""
+
+
+class Learners(Protocol):
+    """E learners in the middle of their lives; each stream of episodes has its own task.
+
+    Attributes:
+        task_ids: (E,) int64, the task of each stream.
+    """
+
+    task_ids: np.ndarray
+
+    def episode(self, *, frozen: bool = False) -> EpisodeBatch:
+        """Plays the next episode everywhere; `frozen` plays the greedy policy learned so far and learns nothing."""
+
+
+class Source(Protocol):
+    """A learning algorithm with its settings.
+
+    Attributes:
+        num_episodes: length of one history, in episodes.
+    """
+
+    num_episodes: int
+
+    def start(
+        self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
+    ) -> Learners:
+        """Fresh learners for the given tasks. A source with several actors returns a stream for each actor."""
+
+    def run(
+        self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
+    ) -> Iterator[EpisodeBatch]:
+        """The whole histories, one episode of all learners at a time."""
+
+
+class SequenceModel(Protocol):
+    """Predicts the next action from everything before it and the current observation; a `torch.nn.Module`.
+
+    Attributes:
+        spec: the task family the model was built for.
+        context_length: how many environment steps it sees, the current one included.
+    """
+
+    spec: TaskSpec
+    context_length: int
+    training: bool
+
+    def __call__(self, context: Context) -> Tensor:
+        """(B, T, A) logits of the action at every step, each from the steps before it and its own observation."""
+
+    def new_cache(self, batch_size: int) -> Any:
+        """The empty context of B fresh lifetimes, for `act`."""
+
+    def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: Any) -> Tensor:
+        """(B, A) logits for the current step of B lifetimes; the cache takes the step in."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As of `torch.nn.Module`."""
+
+    def eval(self) -> Any:
+        """As of `torch.nn.Module`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of `torch.nn.Module`."""
+
+
+class ServedModel(Protocol):
+    """A checkpoint as a function of named arrays."""
+
+    def __call__(self, **inputs: np.ndarray) -> np.ndarray:
+        """An array whose first axis is the batch, from arrays whose first axes are batch and steps."""
+
+    def example(self) -> dict[str, np.ndarray]:
+        """Arguments of one call."""
 
 
 class TrackedRun(Protocol):
@@ -24,8 +160,13 @@ class TrackedRun(Protocol):
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Attaches a file, optionally under a folder."""
 
-    def log_model(self, checkpoint: Path) -> None:
-        """Attaches a checkpoint so that it can be loaded and called from the tracking store."""
+    def log_model(self, checkpoint: Path, *, loader: Callable[[Path], ServedModel]) -> None:
+        """Attaches a checkpoint so that it can be loaded and called from the tracking store.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+            loader: class or function, found by its name again where the model is loaded.
+        """
 
 
 class Tracker(Protocol):
@@ -42,6 +183,7 @@ class Tracker(Protocol):
         config: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        description: str | None = None,
     ) -> AbstractContextManager[TrackedRun]:
         """Opens a run.
 
@@ -51,4 +193,5 @@ class Tracker(Protocol):
             config: the composed configuration.
             tags: searchable marks, for example the experiment and the agent.
             parent: id of the run to nest under; None nests it under the current pipeline run, if there is one.
+            description: what the run is and how it came out, for people; Markdown.
         """

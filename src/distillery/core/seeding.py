@@ -10,10 +10,10 @@ def stream_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed for the stream called `names` under a run's `seed`.
 
     Raises:
-        ValueError: if `seed` is negative.
+        ValueError: if `seed` is not a whole number from 0.
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}; choose any whole number from 0")
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     keys = tuple(zlib.crc32(str(name).encode()) for name in names)
     return int(np.random.SeedSequence(seed, spawn_key=keys).generate_state(1, np.uint64)[0] >> 1)
 

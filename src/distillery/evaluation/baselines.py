@@ -6,10 +6,10 @@ Letters: E environments (a lifetime each), N episodes.
 import numpy as np
 import torch
 
+from distillery.core.protocols import Source, TaskDistribution
 from distillery.core.records import EpisodeBatch, Lifetimes
+from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Source, play_tabular_episode
-from distillery.tasks.base import TaskDistribution
 
 
 def _lifetimes(task_ids: np.ndarray, num_seeds: int, episodes: list[EpisodeBatch]) -> Lifetimes:

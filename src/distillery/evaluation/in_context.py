@@ -7,19 +7,17 @@ Letters: L lifetimes, N episodes, T environment steps, D observation dimensions,
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distillery.core.protocols import SequenceModel, TaskDistribution
 from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.models.base import SequenceModel
-from distillery.tasks.base import TaskDistribution
-
-Progress = Callable[[int, float], None]
+from distillery.core.specs import TaskSpec
 
 
 def weights_checksum(model: torch.nn.Module) -> str:
@@ -60,7 +58,6 @@ class InContextEvaluation:
         *,
         seed: int,
         device: torch.device | str = "cpu",
-        progress: Progress | None = None,
     ) -> Lifetimes:
         """Runs `num_seeds` lifetimes of every task.
 
@@ -70,7 +67,6 @@ class InContextEvaluation:
             task_ids: which tasks, each once.
             seed: of the tasks and of the sampled actions.
             device: where the lifetimes run; the model must be there.
-            progress: called with (steps done, mean return of the last finished episodes).
 
         Raises:
             RuntimeError: the weights changed while the model acted.
@@ -81,7 +77,7 @@ class InContextEvaluation:
         ids = np.repeat(np.asarray(task_ids), self.num_seeds)
         seeds = np.tile(np.arange(self.num_seeds), len(task_ids))
         parts = [
-            self._run_batch(model, tasks, ids[chunk], stream_seed(seed, "lifetimes", number), device, progress)
+            self._run_batch(model, tasks, ids[chunk], stream_seed(seed, "lifetimes", number), device)
             for number, chunk in enumerate(_chunks(len(ids), self.batch_lifetimes))
         ]
         model.train(was_training)
@@ -98,14 +94,13 @@ class InContextEvaluation:
         task_ids: np.ndarray,
         seed: int,
         device: torch.device | str,
-        progress: Progress | None,
     ) -> tuple[np.ndarray, ...]:
         batch = tasks.batch(task_ids, seed=seed, device=device)
         generator = torch_generator(seed, "actions", device=device)
         record = LifetimeRecord(len(task_ids), self.num_episodes, tasks.spec, device)
         cache = model.new_cache(len(task_ids))
         observations, previous = batch.reset(), None
-        for step in range(self.num_episodes * tasks.spec.episode_steps):
+        for _ in range(self.num_episodes * tasks.spec.episode_steps):
             logits = model.act(observations, previous, cache)
             actions = logits.argmax(-1) if self.greedy else sample_actions(logits, generator)
             transition = batch.step(actions)
@@ -114,8 +109,6 @@ class InContextEvaluation:
             previous = (actions, transition.rewards)
             # A new episode starts in the very step that ends the old one; the context runs on.
             observations = batch.reset(ended) if bool(ended.any()) else transition.observations
-            if progress is not None and (step + 1) % tasks.spec.episode_steps == 0:
-                progress(step + 1, record.last_mean_return())
             if record.finished():
                 break
         return record.arrays()
@@ -124,7 +117,7 @@ class InContextEvaluation:
 class LifetimeRecord:
     """Files every step of L lifetimes under its episode; lifetimes may be in different episodes."""
 
-    def __init__(self, num_lifetimes: int, num_episodes: int, spec, device: torch.device | str) -> None:
+    def __init__(self, num_lifetimes: int, num_episodes: int, spec: TaskSpec, device: torch.device | str) -> None:
         self._lifetimes = torch.arange(num_lifetimes, device=device)
         self._episode = torch.zeros(num_lifetimes, dtype=torch.int64, device=device)
         self._step = torch.zeros_like(self._episode)
@@ -150,10 +143,6 @@ class LifetimeRecord:
     def finished(self) -> bool:
         """Whether every lifetime has all its episodes."""
         return bool((self._episode >= self._num_episodes).all())
-
-    def last_mean_return(self) -> float:
-        """Mean return of the episode each lifetime finished last."""
-        return float(self._returns[self._lifetimes, (self._episode - 1).clamp(min=0)].mean())
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Returns (L, N), observations (L, N, T, D), actions (L, N, T) and steps (L, N)."""

@@ -34,7 +34,12 @@ def bootstrap_interval(per_task: np.ndarray, *, seed: int = 0) -> tuple[np.ndarr
     if len(per_task) < 2:
         return per_task[0], per_task[0]
     result = stats.bootstrap(
-        (per_task,), np.mean, axis=0, n_resamples=NUM_RESAMPLES, method="percentile", vectorized=True,
+        (per_task,),
+        np.mean,
+        axis=0,
+        n_resamples=NUM_RESAMPLES,
+        method="percentile",
+        vectorized=True,
         random_state=np.random.default_rng(seed),
     )
     return result.confidence_interval.low, result.confidence_interval.high

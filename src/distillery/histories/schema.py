@@ -36,7 +36,7 @@ def row_rules(spec: TaskSpec, task_ids: Collection[int], num_episodes: int) -> d
     return {
         **observations,
         f"action is from 0 to {spec.num_actions - 1}": pl.col("action") < spec.num_actions,
-        "reward is finite": pl.col("reward").is_finite(),
+        "reward is finite": pl.col("reward").is_finite().fill_null(False),
         f"step is from 0 to {spec.episode_steps - 1}": step.is_between(0, spec.episode_steps - 1),
         "histories follow one another": new_history | (history == history.shift(1)).fill_null(False),
         "history numbers go up by one": (history - history.shift(1)).fill_null(0).is_between(0, 1),
@@ -62,7 +62,8 @@ def validate_steps(
     """
     rules = row_rules(spec, task_ids, num_episodes)
     schema = pa.DataFrameSchema(
-        {name: pa.Column(dtype) for name, dtype in column_types(spec).items()},
+        # Pandera counts NaN as null; a rule of our own says it more clearly.
+        {name: pa.Column(dtype, nullable=name == "reward") for name, dtype in column_types(spec).items()},
         checks=[pa.Check(_obeys(rule), name=name) for name, rule in rules.items()],
         strict=True,
         ordered=True,
@@ -89,7 +90,9 @@ def _report(frame: pl.DataFrame, rules: Mapping[str, pl.Expr], error: Exception,
             if broken.height:
                 lines.append(f"  - rule '{name}': {broken.height} of {frame.height} rows; first of them:")
                 lines += [f"      {row}" for row in broken.head(SHOWN_ROWS).iter_rows(named=True)]
-    lines.append("  remedy: collect the histories again with `dvc repro -f collect`, or restore them with `dvc checkout`")
+    lines.append(
+        "  remedy: collect the histories again with `dvc repro -f collect`, or restore them with `dvc checkout`"
+    )
     return "\n".join(lines)
 
 

@@ -25,7 +25,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.min_final_fraction is not None and not 0.0 <= self.min_final_fraction <= 1.0:
-            raise ValueError(f"selection min_final_fraction must be from 0 to 1 or null, got {self.min_final_fraction}")
+            raise ValueError(
+                f"selection min_final_fraction must be from 0 to 1 or null, got {self.min_final_fraction}"
+            )
 
     def keep(self, episodes: Sequence[EpisodeBatch], oracle_returns: np.ndarray) -> np.ndarray:
         """(E,) bool: which of E runs of N episodes are kept; `oracle_returns` is (E,)."""
@@ -52,7 +54,10 @@ def select_learners(episodes: Sequence[EpisodeBatch], kept: np.ndarray) -> list[
     """The episodes of the kept learners only."""
     return [
         EpisodeBatch(
-            batch.observations[kept], batch.actions[kept], batch.rewards[kept], batch.terminated[kept],
+            batch.observations[kept],
+            batch.actions[kept],
+            batch.rewards[kept],
+            batch.terminated[kept],
             batch.num_steps[kept],
         )
         for batch in episodes

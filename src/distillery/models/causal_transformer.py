@@ -146,6 +146,13 @@ class CausalTransformer(SequenceModel):
         super().__init__()
         if context_length < 1:
             raise ValueError(f"context_length must be at least 1 environment step, got {context_length}")
+        sizes = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
+        for name, size in {**sizes, "feedforward_width": feedforward_width}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name, part in (("rotary_fraction", rotary_fraction), ("token_mask_probability", token_mask_probability)):
+            if not 0.0 <= part <= 1.0:
+                raise ValueError(f"{name} must be from 0 to 1, got {part}")
         if tokens_per_step not in (1, 3):
             raise ValueError(f"tokens_per_step must be 1 or 3, got {tokens_per_step}")
         if positions not in ("rotary", "alibi", "absolute"):
@@ -219,9 +226,7 @@ class CausalTransformer(SequenceModel):
             return TransformerCache([])
         return TransformerCache([block.attention.new_cache(batch_size) for block in self.blocks])
 
-    def act(
-        self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache
-    ) -> Tensor:
+    def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache) -> Tensor:
         """See `SequenceModel.act`; with absolute positions the last c steps are computed afresh."""
         if self.position_embedding is not None:
             return self._act_afresh(observations, previous, cache)

@@ -3,11 +3,12 @@
 Source: Brafman and Tennenholtz, R-max (2002), JMLR 3:213-231. Every state whose reward was never seen is assumed to
 pay; value iteration plans in that optimistic model; what is seen replaces what was assumed.
 
-    V(s) <- max_a  R(s') + discount * V(s'),   s' = next_state(s, a),   R(s') = seen reward, or optimism where unseen
+    V(s) <- max_a  R(s') + discount * V(s'),   s' = next_state(s, a),   R(s') = best seen reward, or optimism
 
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and transitions
-are given); an unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends
-the search; and equally good actions are drawn at random at every step.
+are given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
+unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
+equally good actions are drawn at random at every step.
 
 Letters: E learners, S states, A actions, T environment steps.
 """
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
+from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, play_tabular_episode, require_fraction
-from distillery.tasks.base import TaskDistribution
-
+from distillery.sources.base import Learners, Source, require_fraction
 
 _TIE = 1e-5  # worth this close counts as equal
 
@@ -38,7 +39,7 @@ class Explorer(Source):
     """
 
     def __init__(
-        self, *, num_episodes: int, discount: float = 0.9, optimism: float = 0.1, num_sweeps: int = 20
+        self, *, num_episodes: int, discount: float = 0.9, optimism: float = 0.1, num_sweeps: int = 8
     ) -> None:
         if num_episodes < 1 or num_sweeps < 1:
             raise ValueError(
@@ -110,6 +111,7 @@ class Explorers(Learners):
         alive: Tensor | None,
     ) -> None:
         known = self._rewards[next_state, self._learners]
+        reward = torch.where(known == self._source.optimism, reward, torch.maximum(known, reward))
         if alive is not None:
             reward = torch.where(alive, reward, known)
         if not torch.equal(known, reward):
@@ -118,4 +120,10 @@ class Explorers(Learners):
 
     def episode(self, *, frozen: bool = False) -> EpisodeBatch:
         """See `Learners.episode`."""
-        return play_tabular_episode(self._batch, self._act, None if frozen else self._learn)
+        if not frozen:
+            return play_tabular_episode(self._batch, self._act, self._learn)
+        plan, is_stale, draws = self._values, self._plan_is_stale, self._generator.get_state()
+        episode = play_tabular_episode(self._batch, self._act, None)
+        self._values, self._plan_is_stale = plan, is_stale
+        self._generator.set_state(draws)
+        return episode

@@ -5,8 +5,9 @@ Source: Watkins and Dayan, Q-learning (1992); its use as the source of distilled
 
     Q(s, a) <- Q(s, a) + rate * (r + discount * max_a' Q(s', a') - Q(s, a))
 
-Ours differs in one thing: the first values are drawn from [initial_value, initial_value + 1e-6), so that ties between
-untried actions are broken by a preference that each learner keeps, and no tie is left to break at every step.
+Ours differs in one thing: the first values are a little above `initial_value`, by draws of at most 1e-6 plus a
+ten-thousandth of its size (less would drown in float32), so that ties between untried actions are broken by a
+preference that each learner keeps, and no tie is left to break at every step.
 A time limit is not an end of the task: the last step of a truncated episode still looks ahead.
 
 Letters: E learners, S states, A actions, T environment steps.
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
+from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, play_tabular_episode, require_fraction
-from distillery.tasks.base import TaskDistribution
+from distillery.sources.base import Learners, Source, require_fraction
 
 
 class QLearning(Source):
@@ -94,7 +96,7 @@ class QLearners(Learners):
         num_states, self._num_actions = self._batch.next_state.shape
         shape = (len(task_ids) * num_states, self._num_actions)
         self._values = torch.rand(shape, generator=self._generator, device=device)  # (E * S, A)
-        self._values.mul_(1e-6).add_(source.initial_value)
+        self._values.mul_(1e-6 + 1e-4 * abs(source.initial_value)).add_(source.initial_value)
         self._entries = self._values.view(-1)  # (E * S * A,), the same memory
         self._first_row = torch.arange(len(task_ids), device=device) * num_states
         self._episode = 0

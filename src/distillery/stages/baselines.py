@@ -1,20 +1,18 @@
 """What learned agents are held against: the source learning from scratch, random and oracle, on the same tasks.
 
-    python -m distillery.stages.baselines -cd data/resolved/experiments -cn dark_room
+python -m distillery.stages.baselines -cd data/resolved/experiments -cn dark_room
 """
 
 from omegaconf import DictConfig
 
-from distillery.core.protocols import Tracker
+from distillery.core.protocols import Source, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.in_context import InContextEvaluation
 from distillery.evaluation.storage import write_evaluation
-from distillery.sources.base import Source
 from distillery.stages.entry import build, evaluation_folder, stage
 from distillery.stages.evaluate import REPORTED_SPLITS
 from distillery.stages.tracked import track_evaluation
-from distillery.tasks.base import TaskDistribution
 
 
 def baselines(config: DictConfig) -> None:

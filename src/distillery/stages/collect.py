@@ -1,6 +1,6 @@
 """Tasks and a source become histories: learning ones, and expert ones from the frozen converged source.
 
-    python -m distillery.stages.collect experiment=dark_room dataset=try
+python -m distillery.stages.collect experiment=dark_room dataset=try
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,12 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from distillery.core.files import whole_folder
+from distillery.core.protocols import Source, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.seeding import stream_seed
 from distillery.histories.selection import Selection, select_learners
 from distillery.histories.writer import HistoryWriter
-from distillery.sources.base import Source
 from distillery.stages.entry import build, histories_folder, plain, stage
-from distillery.tasks.base import TaskDistribution
 
 Runs = tuple[np.ndarray, list[EpisodeBatch], list[EpisodeBatch]]
 
@@ -27,8 +26,11 @@ def run_source(tasks: TaskDistribution, source: Source, config: DictConfig) -> I
     task_ids = np.repeat(tasks.task_ids("train"), collection.runs_per_task)
     shards = range(0, len(task_ids), collection.learners_per_shard)
     bar = tqdm(
-        total=len(shards) * 2 * source.num_episodes, desc=f"collecting {config.dataset}", unit="episode",
-        disable=not config.runtime.progress, mininterval=1.0,
+        total=len(shards) * 2 * source.num_episodes,
+        desc=f"collecting {config.dataset}",
+        unit="episode",
+        disable=not config.runtime.progress,
+        mininterval=1.0,
     )
     with bar:
         for number, first in enumerate(shards):

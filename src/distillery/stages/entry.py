@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,9 +27,9 @@ def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def command(config: DictConfig) -> None:
         if config.runtime.num_threads is not None:
-            # Before torch is imported, so that its pools are made to measure.
-            os.environ["OMP_NUM_THREADS"] = str(config.runtime.num_threads)
+            torch.set_num_threads(config.runtime.num_threads)
         try:
+            require_device(config.runtime.device)
             main(config)
         except (ValueError, FloatingPointError, OmegaConfBaseException, OSError) as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
@@ -67,6 +68,30 @@ def root() -> Path:
 def scratch(*parts: str) -> Path:
     """A path under the git-ignored folder for caches and training states."""
     return root().joinpath(".scratch", *parts)
+
+
+def require_device(device: str) -> None:
+    """Refuses a device that torch cannot use here.
+
+    Raises:
+        ValueError: naming the device and the remedy.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"runtime.device={device} cannot be used: {reason}; choose cpu or an existing GPU") from error
+
+
+def agent_settings(config: DictConfig) -> DictConfig:
+    """The settings of the chosen agent.
+
+    Raises:
+        ValueError: no such agent.
+    """
+    if config.agent not in config.agents:
+        raise ValueError(f"unknown agent '{config.agent}'; conf/config.yaml defines {', '.join(config.agents)}")
+    return config.agents[config.agent]
 
 
 def histories_folder(config: DictConfig, kind: str) -> Path:

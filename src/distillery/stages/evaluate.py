@@ -1,19 +1,24 @@
 """A checkpoint acts, weights frozen, on held-out and on training tasks.
 
-    python -m distillery.stages.evaluate -cd data/resolved/experiments -cn dark_room agent=ad
+python -m distillery.stages.evaluate -cd data/resolved/experiments -cn dark_room agent=ad
 """
 
 from omegaconf import DictConfig
 
-from distillery.core.protocols import Tracker
+from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
 from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
 from distillery.evaluation.storage import write_evaluation
-from distillery.models.base import SequenceModel
-from distillery.stages.entry import build, checkpoint_folder, evaluation_folder, histories_folder, plain, stage
+from distillery.stages.entry import (
+    agent_settings,
+    build,
+    checkpoint_folder,
+    evaluation_folder,
+    histories_folder,
+    stage,
+)
 from distillery.stages.tracked import track_evaluation
-from distillery.tasks.base import TaskDistribution
 from distillery.training.checkpoints import load_weights, read_checkpoint_info
 
 REPORTED_SPLITS = ("held_out", "train")
@@ -37,6 +42,7 @@ def load_model(folder, tasks: TaskDistribution) -> SequenceModel:
 
 def evaluate(config: DictConfig) -> None:
     """Writes ``data/evaluations/<experiment>/<agent>``."""
+    agent = agent_settings(config)
     tracker: Tracker = build(config.tracking)
     tracker.check()
     tasks: TaskDistribution = build(config.tasks)
@@ -47,7 +53,10 @@ def evaluate(config: DictConfig) -> None:
         seeds = {} if split == "held_out" else {"num_seeds": config.evaluation.train_seeds}
         evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
         lifetimes[split] = evaluation.run(
-            model, tasks, tasks.task_ids(split), seed=stream_seed(config.seed, "evaluation", split),
+            model,
+            tasks,
+            tasks.task_ids(split),
+            seed=stream_seed(config.seed, "evaluation", split),
             device=config.runtime.device,
         )
     folder = evaluation_folder(config, config.agent)
@@ -60,8 +69,12 @@ def evaluate(config: DictConfig) -> None:
         f"{held_out['oracle_fraction']:.3f} of the oracle; reference reached at {held_out['episodes_to_reference']}"
     )
     track_evaluation(
-        tracker, config, config.agent, folder, checkpoint=checkpoint,
-        dataset=histories_folder(config, config.agents[config.agent].histories),
+        tracker,
+        config,
+        config.agent,
+        folder,
+        checkpoint=checkpoint,
+        dataset=histories_folder(config, agent.histories),
     )
 
 

@@ -1,7 +1,7 @@
 """Composes params.yaml with conf/ into data/resolved/, and refuses what could not run, before any work is done.
 
-    python -m distillery.stages.resolve datasets dark_room-q_learning
-    python -m distillery.stages.resolve experiments dark_room
+python -m distillery.stages.resolve datasets dark_room-q_learning
+python -m distillery.stages.resolve experiments dark_room
 """
 
 import argparse
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distillery.core.files import whole_file
-from distillery.stages.entry import build, plain
+from distillery.core.seeding import stream_seed
+from distillery.stages.entry import agent_settings, build, plain
 
 # How a resolved file behaves as a Hydra primary configuration: no folders of its own, logs to the terminal.
 HYDRA_DEFAULTS = [{"override hydra/job_logging": "stdout"}, "_self_"]
@@ -66,7 +68,9 @@ def compose_entry(params: dict[str, Any], section: str, name: str) -> DictConfig
         layers.insert(0, params["datasets"][dataset])
     unknown = {key for layer in layers for key in layer} - {"dataset", "groups", "set"}
     if unknown:
-        raise ValueError(f"{section} '{name}' in params.yaml has unknown keys {sorted(unknown)}; use dataset, groups, set")
+        raise ValueError(
+            f"{section} '{name}' in params.yaml has unknown keys {sorted(unknown)}; use dataset, groups, set"
+        )
     groups: dict[str, Any] = {}
     for layer in layers:
         groups.update(layer.get("groups") or {})
@@ -92,12 +96,19 @@ def check(config: DictConfig) -> None:
         ValueError: naming the value and the remedy.
     """
     tasks, source = build(config.tasks), build(config.sources)
-    splits = tasks.splits()
+    tasks.splits()
     build(config.histories.collection.selection)
     build(config.training.schedule, patience_validations=None)
     build(config.training.validation)
     build(config.evaluation.lifetimes)
-    build(config.models, spec=tasks.spec)
+    model = build(config.models, spec=tasks.spec)
+    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates)
+    stream_seed(config.seed)
+    agent_settings(config)
+    try:
+        torch.device(config.runtime.device)
+    except RuntimeError as error:
+        raise ValueError(f"runtime.device={config.runtime.device}: {str(error).splitlines()[0]}") from error
     contexts = config.histories.contexts
     kept_episodes = -(-source.num_episodes // contexts.keep_every_episode)
     longest = kept_episodes * tasks.spec.episode_steps
@@ -109,9 +120,7 @@ def check(config: DictConfig) -> None:
             "keep_every_episode, or raise sources.num_episodes"
         )
     check_window(config)
-    if config.agent not in config.agents:
-        raise ValueError(f"unknown agent '{config.agent}'; conf/config.yaml defines {', '.join(config.agents)}")
-    if config.evaluation.train_seeds < 1 or not splits:
+    if config.evaluation.train_seeds < 1:
         raise ValueError(f"evaluation.train_seeds must be at least 1, got {config.evaluation.train_seeds}")
 
 

@@ -1,6 +1,6 @@
 """Histories and a model become a checkpoint, selected by in-context return on validation tasks.
 
-    python -m distillery.stages.train -cd data/resolved/experiments -cn dark_room agent=ed
+python -m distillery.stages.train -cd data/resolved/experiments -cn dark_room agent=ed
 """
 
 import hashlib
@@ -15,18 +15,17 @@ import torch
 from omegaconf import DictConfig
 
 import distillery
-from distillery.core.protocols import Tracker
+from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
 from distillery.evaluation.metrics import validation_score
 from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
-from distillery.models.base import SequenceModel
-from distillery.stages.entry import build, checkpoint_folder, histories_folder, plain, scratch, stage
+from distillery.stages.entry import agent_settings, build, checkpoint_folder, histories_folder, plain, scratch, stage
 from distillery.stages.resolve import check_window
 from distillery.stages.validate import require_same_tasks
-from distillery.tasks.base import TaskDistribution
 from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
+from distillery.training.distributed import Workers, join_workers
 from distillery.training.loop import Progress, Schedule, fit
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def fingerprint(config: DictConfig, content_hash: str) -> str:
     digest = hashlib.sha256()
     settings = {key: plain(config[key]) for key in ("tasks", "models", "training")}
     settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
-    settings |= {"agent": plain(config.agents[config.agent]), "torch": torch.__version__}
+    settings |= {"agent": plain(agent_settings(config)), "torch": torch.__version__}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     package = Path(distillery.__file__).parent
     for wing in _CODE:
@@ -49,14 +48,16 @@ def fingerprint(config: DictConfig, content_hash: str) -> str:
     return digest.hexdigest()
 
 
-def validation(config: DictConfig, tasks: TaskDistribution) -> Callable[[torch.nn.Module], dict[str, float]]:
+def validation(
+    config: DictConfig, tasks: TaskDistribution, device: str
+) -> Callable[[torch.nn.Module], dict[str, float]]:
     """Scores a model on validation tasks, the same lifetimes' seeds each time."""
     lifetimes: InContextEvaluation = build(config.training.validation)
     seed = stream_seed(config.seed, "validation")
     task_ids, oracle = tasks.task_ids("validation"), tasks.oracle_returns()
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        result = lifetimes.run(model, tasks, task_ids, seed=seed, device=config.runtime.device)
+        result = lifetimes.run(model, tasks, task_ids, seed=seed, device=device)
         return dict(validation_score(result, oracle))
 
     return validate
@@ -67,26 +68,41 @@ def train_model(
     *,
     state_file: Path | None = None,
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
+    workers: Workers | None = None,
 ) -> tuple[SequenceModel, Progress, str]:
     """Trains one agent; returns the model with its best weights, the progress, and the data's content hash."""
     check_window(config)
-    agent = config.agents[config.agent]
+    agent = agent_settings(config)
     tasks: TaskDistribution = build(config.tasks)
     metadata, histories = open_packed(histories_folder(config, agent.histories), scratch("packed"))
     require_same_tasks(config, metadata)
     contexts = Contexts(histories, **plain(config.histories.contexts), seed=stream_seed(config.seed, "contexts"))
     torch.manual_seed(stream_seed(config.seed, "model"))
     model: SequenceModel = build(config.models, spec=metadata.spec)
-    runtime = config.runtime
+    runtime, workers = config.runtime, workers or Workers()
+    device = workers.device(runtime.device)
     schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
     learner = build(
-        config.training.learner, model=model, num_updates=schedule.num_updates, device=runtime.device,
-        bfloat16=runtime.bfloat16, compile=runtime.compile, fused=runtime.fused,
+        config.training.learner,
+        model=model,
+        num_updates=schedule.num_updates,
+        device=device,
+        workers=workers,
+        bfloat16=runtime.bfloat16,
+        compile=runtime.compile,
+        fused=runtime.fused,
     )
     progress = fit(
-        learner, contexts.batch, schedule, validation(config, tasks), state_file=state_file,
-        fingerprint=fingerprint(config, metadata.content_hash), on_metrics=on_metrics,
-        description=f"training {config.name}/{config.agent}", show_progress=runtime.progress,
+        learner,
+        contexts.batch,
+        schedule,
+        validation(config, tasks, device),
+        state_file=state_file,
+        fingerprint=fingerprint(config, metadata.content_hash),
+        on_metrics=on_metrics,
+        description=f"training {config.name}/{config.agent}",
+        show_progress=runtime.progress,
+        workers=workers,
     )
     model.load_state_dict(progress.best_weights)
     return model, progress, metadata.content_hash
@@ -95,14 +111,19 @@ def train_model(
 def train(config: DictConfig) -> None:
     """Writes ``models/<experiment>/<agent>``."""
     tracker: Tracker = build(config.tracking)
-    tracker.check()
+    workers = join_workers(config.runtime.device)
+    if workers.rank == 0:
+        tracker.check()
     folder = checkpoint_folder(config, config.agent)
     states = scratch("training", config.name, config.agent)
-    model, progress, content_hash = train_model(config, state_file=states / "state.pt")
+    model, progress, content_hash = train_model(config, state_file=states / "state.pt", workers=workers)
+    if workers.rank > 0:
+        return
     summary: dict[str, Any] = {
         "experiment": config.name,
         "agent": config.agent,
         "dataset": config.dataset,
+        "tasks": plain(config.tasks),
         "content_hash": content_hash,
         "seed": config.seed,
         "weights": weights_checksum(model),
@@ -119,10 +140,12 @@ def train(config: DictConfig) -> None:
         f"(validation {progress.best_score:.3f})"
     )
     with tracker.start(
-        "train", f"{config.name}/{config.agent}", config=plain(config),
+        "train",
+        f"{config.name}/{config.agent}",
+        config=plain(config),
         tags={"experiment": config.name, "agent": config.agent},
     ) as run:
-        run.log_dataset(histories_folder(config, config.agents[config.agent].histories), context="training")
+        run.log_dataset(histories_folder(config, agent_settings(config).histories), context="training")
         for name, points in progress.curves.items():
             for update, value in points:
                 run.log({f"train/{name}": value}, step=update)

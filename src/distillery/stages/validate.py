@@ -1,6 +1,6 @@
 """Checks a stored dataset against its schema and against the experiment that is going to read it.
 
-    python -m distillery.stages.validate -cd data/resolved/experiments -cn dark_room
+python -m distillery.stages.validate -cd data/resolved/experiments -cn dark_room
 """
 
 from pathlib import Path

@@ -136,6 +136,8 @@ class DarkRoomBatch(TaskBatch):
     def __init__(self, room: DarkRoom, task_ids: np.ndarray, *, seed: int, device: torch.device | str) -> None:
         if len(task_ids) == 0 or task_ids.min() < 0 or task_ids.max() >= room.num_tasks:
             raise ValueError(f"task ids must be from 0 to {room.num_tasks - 1} and at least one, got {task_ids}")
+        if task_ids.dtype.kind not in "iu":
+            raise ValueError(f"task ids must be whole numbers, got {task_ids}")
         self.spec = room.spec
         self.task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=device)
         self.next_state = torch.as_tensor(room.next_state, device=device)
@@ -155,9 +157,7 @@ class DarkRoomBatch(TaskBatch):
     def _draw_starts(self) -> Tensor:
         if len(self._starts) == 1:
             return self._starts.expand(len(self.task_ids))
-        draws = torch.randint(
-            len(self._starts), self.state.shape, generator=self._generator, device=self.state.device
-        )
+        draws = torch.randint(len(self._starts), self.state.shape, generator=self._generator, device=self.state.device)
         return self._starts[draws]
 
     def reset(self, where: Tensor | None = None) -> Tensor:

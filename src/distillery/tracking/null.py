@@ -1,9 +1,11 @@
 """Tracks nothing: for tests, and for a quick try."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from distillery.core.protocols import ServedModel
 
 
 class NullRun:
@@ -20,7 +22,7 @@ class NullRun:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """See `TrackedRun.log_file`."""
 
-    def log_model(self, checkpoint: Path) -> None:
+    def log_model(self, checkpoint: Path, *, loader: Callable[[Path], ServedModel]) -> None:
         """See `TrackedRun.log_model`."""
 
 
@@ -39,6 +41,7 @@ class NullTracker:
         config: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        description: str | None = None,
     ) -> Iterator[NullRun]:
         """See `Tracker.start`."""
         yield NullRun()

@@ -4,6 +4,8 @@ A finished checkpoint is a folder with ``model.safetensors`` and ``model.json`` 
 what it was trained on). A training state is one file that also holds the optimiser and the random generators.
 """
 
+import logging
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import nn
 
 from distillery.core.files import read_json, whole_file, whole_folder, write_json
 from distillery.core.specs import TaskSpec
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -102,8 +106,11 @@ def save_training_state(path: Path | str, state: dict[str, Any]) -> None:
 
 
 def load_training_state(path: Path | str) -> dict[str, Any] | None:
-    """The training state, or None where there is none or a crash left it unreadable."""
+    """The training state, or None where there is none or it cannot be read: then training starts afresh."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        logger.warning("%s cannot be read (%s); training starts afresh", path, error)
         return None

@@ -7,6 +7,7 @@ validation tasks, and the weights with the best score become the checkpoint.
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from distillery.core.records import Context
 from distillery.training.checkpoints import load_training_state, save_training_state
+from distillery.training.distributed import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class Schedule:
             if getattr(self, name) < 1:
                 raise ValueError(f"training {name} must be at least 1, got {getattr(self, name)}")
         if self.patience_validations is not None and self.patience_validations < 1:
-            raise ValueError(f"training patience_validations must be at least 1 or null, got {self.patience_validations}")
+            raise ValueError(
+                f"training patience_validations must be at least 1 or null, got {self.patience_validations}"
+            )
 
     def validates_after(self, update: int) -> bool:
         """Whether the given update, counted from 1, is followed by a validation."""
@@ -98,6 +102,7 @@ def fit(
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
     description: str = "training",
     show_progress: bool = True,
+    workers: Workers | None = None,
 ) -> Progress:
     """Trains, and leaves the best weights in `Progress.best_weights`.
 
@@ -111,11 +116,18 @@ def fit(
         on_metrics: called with training metrics and validation scores; may raise to stop the trial.
         description: of the progress bar.
         show_progress: whether to draw it.
+        workers: the processes that train together; only the first validates, reports and keeps states.
     """
+    workers = workers or Workers()
+    first = workers.rank == 0
     progress = _resume(learner, state_file, fingerprint)
     bar = tqdm(
-        total=schedule.num_updates, initial=progress.update, desc=description, unit="update",
-        disable=not show_progress, mininterval=1.0,
+        total=schedule.num_updates,
+        initial=progress.update,
+        desc=description,
+        unit="update",
+        disable=not (show_progress and first),
+        mininterval=1.0,
     )
     with contextlib.closing(bar):
         while progress.update < schedule.num_updates and not _plateaued(progress, schedule):
@@ -127,18 +139,21 @@ def fit(
                 _require_finite(values, progress.update)
                 for name, value in values.items():
                     progress.record(name, value)
-                on_metrics(values, progress.update)
+                if first:
+                    on_metrics(values, progress.update)
                 bar.set_postfix(_postfix(progress), refresh=False)
             if schedule.validates_after(progress.update):
-                _validate(learner, validate, progress, on_metrics)
+                scores = workers.from_first(validate(learner.model) if first else None)
+                _note_scores(learner, scores, progress)
+                if first:
+                    on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
                 bar.set_postfix(_postfix(progress))
-                if state_file is not None:
+                if state_file is not None and first:
                     _save(learner, progress, state_file, fingerprint)
     return progress
 
 
-def _validate(learner: Learner, validate, progress: Progress, on_metrics) -> None:
-    scores = validate(learner.model)
+def _note_scores(learner: Learner, scores: dict[str, float], progress: Progress) -> None:
     for name, value in scores.items():
         progress.record(f"validation_{name}", value)
     if progress.best_score is None or scores["score"] > progress.best_score:
@@ -147,7 +162,6 @@ def _validate(learner: Learner, validate, progress: Progress, on_metrics) -> Non
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1
-    on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
 
 
 def _plateaued(progress: Progress, schedule: Schedule) -> bool:
@@ -163,7 +177,7 @@ def _postfix(progress: Progress) -> dict[str, str]:
 
 def _require_finite(values: dict[str, float], update: int) -> None:
     for name, value in values.items():
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise FloatingPointError(
                 f"training diverged: {name} is {value} at update {update}; lower training.learning_rate"
             )

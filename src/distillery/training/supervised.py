@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
-from distillery.models.base import SequenceModel
+from distillery.training.distributed import Workers
 
 OPTIMISERS = ("adamw", "muon")
 
@@ -41,6 +42,7 @@ class SupervisedLearner:
         bfloat16: autocast to bfloat16.
         compile: compile the forward pass with `torch.compile`.
         fused: use AdamW's fused kernel.
+        workers: the processes that train together; None is this one alone.
 
     Raises:
         ValueError: a setting is out of range.
@@ -65,6 +67,7 @@ class SupervisedLearner:
         bfloat16: bool = False,
         compile: bool = False,
         fused: bool = False,
+        workers: Workers | None = None,
     ) -> None:
         if optimiser not in OPTIMISERS:
             raise ValueError(f"training optimiser must be one of {', '.join(OPTIMISERS)}, got {optimiser!r}")
@@ -81,7 +84,7 @@ class SupervisedLearner:
         self._num_updates, self._warmup_fraction = num_updates, warmup_fraction
         self._initial_fraction, self._final_fraction = initial_fraction, final_fraction
         self._gradient_clip, self._label_smoothing = gradient_clip, label_smoothing
-        self._bfloat16 = bfloat16
+        self._bfloat16, self._workers = bfloat16, workers or Workers()
         decay = {"weight_decay": weight_decay}
         self._optimisers: list[torch.optim.Optimizer] = []
         matrices = _block_matrices(model) if optimiser == "muon" else []
@@ -117,8 +120,9 @@ class SupervisedLearner:
         for optimiser, peak_rate in zip(self._optimisers, self._peak_rates, strict=True):
             optimiser.zero_grad(set_to_none=True)
             optimiser.param_groups[0]["lr"] = peak_rate * self.rate_fraction(update)
-        loss = self.loss(context.to(self.device))
+        loss = self.loss(self._workers.share(context).to(self.device))
         loss.backward()
+        self._workers.average_gradients(self.model)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip)
         for optimiser in self._optimisers:
             optimiser.step()

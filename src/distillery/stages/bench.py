@@ -1,0 +1,166 @@
+"""Speeds, as ratios measured side by side in one run.
+
+python -m distillery.stages.bench
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import distillery.tasks.gymnasium_env  # noqa: F401  registers the environments
+from distillery.core.records import Context
+from distillery.evaluation.in_context import InContextEvaluation
+from distillery.histories.contexts import Contexts
+from distillery.histories.reader import open_packed
+from distillery.histories.writer import HistoryWriter
+from distillery.models.causal_transformer import CausalTransformer
+from distillery.sources.explorer import Explorer
+from distillery.sources.q_learning import QLearning
+from distillery.tasks.dark_room import DarkRoom
+
+Row = tuple[str, str, float, str, float]
+
+
+def rate(work: Callable[[], int], repeats: int = 3) -> float:
+    """Best units per second of several repeats; `work` returns how many units it did."""
+    best = 0.0
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        units = work()
+        best = max(best, units / (time.perf_counter() - begin))
+    return best
+
+
+def python_q_learning(num_episodes: int = 60) -> int:
+    """The same algorithm as a plain loop over one Gymnasium environment; returns its steps."""
+    env = gymnasium.make("distillery/DarkRoom-v0", task_id=12).unwrapped
+    table, random = np.zeros((81, 5)), np.random.default_rng(0)
+    for _ in range(num_episodes):
+        observation, _ = env.reset()
+        truncated = False
+        while not truncated:
+            state = observation[0] + 9 * observation[1]
+            action = random.integers(5) if random.random() < 0.5 else int(table[state].argmax())
+            observation, reward, _, truncated, _ = env.step(action)
+            ahead = table[observation[0] + 9 * observation[1]].max()
+            table[state, action] += 0.99 * (reward + 0.97 * ahead - table[state, action])
+    return num_episodes * 20
+
+
+def array_q_learning(num_episodes: int = 200) -> int:
+    """The same without an environment class: the fastest plain loop, on tables; returns its steps."""
+    room = DarkRoom()
+    moves, table, random = room.next_state.tolist(), [[0.0] * 5 for _ in range(81)], np.random.default_rng(0)
+    explore = (random.random((num_episodes, 20)) < 0.5).tolist()
+    actions = random.integers(5, size=(num_episodes, 20)).tolist()
+    for episode in range(num_episodes):
+        state = 40
+        for step in range(20):
+            row = table[state]
+            action = actions[episode][step] if explore[episode][step] else row.index(max(row))
+            after = moves[state][action]
+            row[action] += 0.99 * ((after == 12) + 0.97 * max(table[after]) - row[action])
+            state = after
+    return num_episodes * 20
+
+
+def bench_sources(room: DarkRoom) -> list[Row]:
+    """Batched sources against plain loops, in learner-steps per second."""
+    ids = np.repeat(room.task_ids("train"), 80)
+
+    def run(source) -> Callable[[], int]:
+        return lambda: sum(len(ids) * 20 for _ in source.run(room, ids, seed=0))
+
+    q_learning = rate(run(QLearning(num_episodes=50, epsilon_start=0.5, initial_value=20.0)))
+    explorer = rate(run(Explorer(num_episodes=10)), repeats=1)
+    loop, tables = rate(python_q_learning), rate(array_q_learning)
+    return [
+        ("Q-learning, 4560 learners at once", "learner-steps/s", q_learning, "loop over a Gymnasium env", loop),
+        ("Q-learning, 4560 learners at once", "learner-steps/s", q_learning, "loop over plain tables", tables),
+        ("explorer, 4560 learners at once", "learner-steps/s", explorer, "loop over a Gymnasium env", loop),
+    ]
+
+
+def bench_histories(room: DarkRoom) -> list[Row]:
+    """Drawing contexts from the packed memory-map against slicing the Parquet shard, in steps per second."""
+    ids = np.repeat(room.task_ids("train"), 10)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "data")
+        folder.mkdir()
+        writer = HistoryWriter(folder, kind="learning", spec=room.spec, splits=room.splits(), num_episodes=50)
+        writer.append(list(QLearning(num_episodes=50, initial_value=20.0).run(room, ids, seed=0)), ids)
+        writer.seal(tasks={}, source={}, seed=0, selection={})
+        _, packed = open_packed(folder, Path(name, "packed"))
+        contexts = Contexts(packed, sequence_length=400, batch_size=32, start="random")
+
+        def memory_map() -> int:
+            return sum(contexts.batch(update).actions.numel() for update in range(20))
+
+        def parquet() -> int:
+            shard = pl.scan_parquet(folder / "shard-00000.parquet")
+            first = np.random.default_rng(0).integers(len(ids), size=32) * 1000
+            return sum(shard.slice(int(row), 400).collect().height for row in first)
+
+        return [("contexts from the memory-map", "steps/s", rate(memory_map), "slices of Parquet", rate(parquet))]
+
+
+def bench_model(room: DarkRoom) -> list[Row]:
+    """Cached acting against recomputing the window, and training, in steps per second."""
+    model = CausalTransformer(room.spec, context_length=200).eval()
+    ids = room.task_ids("held_out")
+
+    def cached() -> int:
+        InContextEvaluation(num_episodes=20, num_seeds=8).run(model, room, ids, seed=0)
+        return len(ids) * 8 * 20 * 20
+
+    def window(length: int) -> Context:
+        shape = (len(ids) * 8, length)
+        return Context(
+            torch.zeros(*shape, 2, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        )
+
+    @torch.inference_mode()
+    def recomputed() -> int:
+        for length in (50, 100, 150, 200, 200, 200, 200, 200):  # a lifetime of 400 steps, every fiftieth of them
+            model(window(length))
+        return len(ids) * 8 * 8
+
+    return [
+        (
+            "acting, 128 lifetimes, rolling cache",
+            "steps/s",
+            rate(cached, 2),
+            "recomputing the window",
+            rate(recomputed, 2),
+        )
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=None, help="torch threads; default: as torch chooses")
+    options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    room = DarkRoom()
+    table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for column in ("what", "speed", "beside", "speed", "ratio"):
+        table.add_column(column, justify="left" if column in ("what", "beside") else "right")
+    for bench in (bench_sources, bench_histories, bench_model):
+        for what, unit, speed, beside, other in bench(room):
+            table.add_row(what, f"{speed:,.0f} {unit}", beside, f"{other:,.0f}", f"{speed / other:,.1f} x")
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Several processes train one model, as `torchrun` starts them: each takes its share of every batch.
+
+Every process draws the same batch and keeps its part, and gradients are averaged, so that the result does not depend
+on the number of processes beyond rounding.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distillery.core.records import Context
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together.
+
+    Attributes:
+        rank: number of this one; 0 validates, keeps states and reports.
+        count: how many there are.
+        local_rank: number of this one on its machine: its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    def device(self, device: str) -> str:
+        """The device of this process: of several GPUs, its own."""
+        return f"cuda:{self.local_rank}" if device == "cuda" and self.count > 1 else device
+
+    def share(self, context: Context) -> Context:
+        """This process's part of a batch.
+
+        Raises:
+            ValueError: the batch cannot be divided evenly.
+        """
+        size = len(context.actions)
+        if size % self.count:
+            raise ValueError(
+                f"histories.contexts.batch_size={size} cannot be divided over {self.count} processes; choose a "
+                f"multiple of {self.count}"
+            )
+        part = slice(self.rank, None, self.count)
+        return Context(context.observations[part], context.actions[part], context.rewards[part])
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Averages gradients over the processes, all in one message."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    def from_first(self, value: Any) -> Any:
+        """The value that rank 0 holds."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join_workers(device: str) -> Workers:
+    """Joins the other processes if `torchrun` started this one; otherwise there is this one alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Workers()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return Workers(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,0 +1,172 @@
+"""Lifetimes are what they say; metrics equal numbers worked by hand."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from distillery.core.records import Lifetimes
+from distillery.evaluation.baselines import run_oracle, run_random, run_source
+from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
+from distillery.evaluation.metrics import (
+    bootstrap_interval,
+    curve_rows,
+    episodes_to_reference,
+    summarise,
+    task_rows,
+    validation_score,
+)
+from distillery.evaluation.storage import write_evaluation
+from distillery.models.causal_transformer import CausalTransformer
+from distillery.sources.q_learning import QLearning
+from distillery.tasks.dark_room import DarkRoom
+
+
+def small_model(room: DarkRoom, **settings) -> CausalTransformer:
+    torch.manual_seed(0)
+    return CausalTransformer(room.spec, context_length=12, width=16, num_layers=2, num_heads=2, **settings)
+
+
+@pytest.mark.parametrize("termination", ["never", "at_goal"])
+def test_recorded_lifetimes_replay_in_the_environment_and_in_the_model(termination):
+    room = DarkRoom(width=5, height=5, episode_steps=6, termination=termination, num_validation=3, num_held_out=4)
+    model = small_model(room)
+    ids = room.task_ids("held_out")
+    lifetimes = InContextEvaluation(num_episodes=5, num_seeds=2, greedy=True).run(model, room, ids, seed=3)
+    assert lifetimes.returns.shape == (8, 5)
+    for row in range(8):
+        batch = room.batch(lifetimes.task_ids[row : row + 1], seed=0)
+        cache, previous = model.eval().new_cache(1), None
+        for episode in range(5):
+            observation, total = batch.reset(), 0.0
+            for step in range(int(lifetimes.num_steps[row, episode])):
+                assert observation[0].tolist() == lifetimes.observations[row, episode, step].tolist()
+                action = torch.tensor([int(lifetimes.actions[row, episode, step])])
+                with torch.no_grad():
+                    assert int(model.act(observation, previous, cache).argmax()) == int(action)
+                transition = batch.step(action)
+                previous, observation = (action, transition.rewards), transition.observations
+                total += float(transition.rewards)
+            assert bool(transition.terminated | transition.truncated)
+            assert total == lifetimes.returns[row, episode]
+
+
+def test_the_same_seed_gives_the_same_lifetimes_and_another_others(room):
+    model, evaluation = small_model(room), InContextEvaluation(num_episodes=3, num_seeds=4)
+    runs = [evaluation.run(model, room, np.arange(5), seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0].actions, runs[1].actions)
+    assert (runs[0].actions != runs[2].actions).any()
+
+
+def test_weights_stay_frozen_and_a_change_is_noticed(room):
+    model = small_model(room)
+    before = weights_checksum(model)
+    InContextEvaluation(num_episodes=2, num_seeds=1).run(model, room, np.arange(3), seed=0)
+    assert weights_checksum(model) == before
+
+    class Learning(CausalTransformer):
+        def act(self, *arguments):
+            with torch.no_grad():
+                self.action_head.bias += 1
+            return super().act(*arguments)
+
+    model.__class__ = Learning
+    with pytest.raises(RuntimeError, match="must stay frozen"):
+        InContextEvaluation(num_episodes=1, num_seeds=1).run(model, room, np.arange(3), seed=0)
+
+
+def test_the_context_is_empty_at_first_and_never_reset(room):
+    calls = []
+
+    class Watched(CausalTransformer):
+        def act(self, observations, previous, cache):
+            calls.append((previous is None, cache.num_tokens))
+            return super().act(observations, previous, cache)
+
+    model = small_model(room)
+    model.__class__ = Watched
+    InContextEvaluation(num_episodes=4, num_seeds=1).run(model, room, np.arange(2), seed=0)
+    assert calls == [(step == 0, step) for step in range(4 * room.spec.episode_steps)]
+
+
+def test_batches_bound_memory_and_keep_the_order(room):
+    model = small_model(room)
+    parts = InContextEvaluation(num_episodes=2, num_seeds=3, greedy=True, batch_lifetimes=4)
+    whole = InContextEvaluation(num_episodes=2, num_seeds=3, greedy=True)
+    np.testing.assert_array_equal(
+        parts.run(model, room, np.arange(5), seed=0).returns, whole.run(model, room, np.arange(5), seed=0).returns
+    )
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
+        InContextEvaluation(num_episodes=1, num_seeds=0)
+
+
+def test_baselines_reach_their_levels():
+    room = DarkRoom()
+    everywhere = np.arange(81)
+    oracle = run_oracle(room, everywhere, num_episodes=2, num_seeds=1, seed=0)
+    np.testing.assert_allclose(oracle.returns, np.repeat(room.oracle_returns()[:, None], 2, 1))
+    random = run_random(room, everywhere, num_episodes=50, num_seeds=20, seed=0)
+    assert random.returns.mean() == pytest.approx(20 / 81, abs=0.01)
+    source = QLearning(num_episodes=60, initial_value=20.0, epsilon_start=0.5)
+    learned = run_source(room, everywhere, source=source, num_episodes=60, num_seeds=1, seed=0)
+    assert learned.returns[:, -5:].mean() > learned.returns[:, :5].mean() + 5
+
+
+def test_episodes_to_reference_by_hand():
+    oracle = 10.0  # the reference is 8.52
+    curve = np.array([0.0] * 5 + [9.0] * 20)
+    # Ten episodes with one zero average 8.1, with none 9.0: the first such stretch starts at the sixth episode.
+    assert episodes_to_reference(curve, oracle) == 6
+    assert episodes_to_reference(np.full(12, 8.52), oracle) == 1
+    assert episodes_to_reference(np.full(12, 8.51), oracle) is None
+    assert episodes_to_reference(np.full(9, 10.0), oracle) is None
+
+
+def hand_made() -> tuple[Lifetimes, np.ndarray]:
+    returns = np.zeros((4, 20), np.float32)
+    returns[0, 10:], returns[1, 10:], returns[2, 10:], returns[3, 10:] = 4, 6, 2, 0
+    return Lifetimes(np.array([3, 3, 5, 5]), np.array([0, 1, 0, 1]), returns), np.array([0, 0, 0, 5.0, 0, 10.0])
+
+
+def test_summary_by_hand():
+    lifetimes, oracle = hand_made()
+    summary = summarise(lifetimes, oracle)
+    assert summary["final_return"] == 3.0
+    assert summary["oracle_return"] == 7.5
+    assert summary["oracle_fraction"] == pytest.approx(0.4)
+    assert summary["nauc"] == pytest.approx(0.2)
+    assert summary["return_at"] == {"1": 0.0, "10": 0.0}
+    assert summary["failed_lifetimes"] == 0.5
+    # Fractions are 0.8, 1.2, 0.2 and 0; without the lowest and the highest quarter, 0.2 and 0.8 remain.
+    assert summary["oracle_fraction_iqm"] == pytest.approx(0.5)
+    assert summary["final_return_ci95"] == [1.0, 5.0]  # two tasks: a resample has one of them twice, or both
+    assert [row["task_id"] for row in task_rows(lifetimes, oracle)] == [5, 3]
+    assert curve_rows(lifetimes)[-1] == {"episode": 20, "return": 3.0, "low": 1.0, "high": 5.0}
+    assert validation_score(lifetimes, oracle)["score"] == pytest.approx(0.2)
+
+
+def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    samples = generator.normal(1.0, 2.0, size=(40, 300))  # 300 experiments of 40 tasks
+    low, high = bootstrap_interval(samples)
+    assert 0.90 <= ((low <= 1.0) & (high >= 1.0)).mean() <= 0.98
+
+
+def test_an_evaluation_on_disk_holds_every_return(tmp_path, room):
+    runs = {
+        split: run_random(room, room.task_ids(split), num_episodes=12, num_seeds=2, seed=0)
+        for split in ("held_out", "train")
+    }
+    summary = write_evaluation(tmp_path / "random", runs, room.oracle_returns(), agent="random", weights=None)
+    assert json.loads((tmp_path / "random" / "summary.json").read_text()) == summary
+    frame = pl.read_parquet(tmp_path / "random" / "lifetimes.parquet")
+    mean = frame.filter((pl.col("split") == "held_out") & (pl.col("episode") > 2))["return"].mean()
+    assert mean == pytest.approx(summary["splits"]["held_out"]["final_return"])
+    steps = np.load(tmp_path / "random" / "steps.npz")
+    assert steps["observations"].shape == (4, 12, 8, 2)
+    np.testing.assert_array_equal(steps["task_ids"], room.task_ids("held_out"))

@@ -1,0 +1,52 @@
+"""Positions and windows against numbers worked by hand."""
+
+import math
+
+import torch
+
+from distillery.layers.attention import Rotary, WindowAttention, alibi_slopes, banded_mask
+
+
+def test_banded_mask_by_hand():
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert banded_mask(4, 2).int().tolist() == expected
+
+
+def test_alibi_slopes_of_eight_heads():
+    assert alibi_slopes(8).tolist() == [2.0**-h for h in range(1, 9)]
+
+
+def test_rotary_products_depend_on_distance_alone():
+    rotary = Rotary(8, fraction=1.0)
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def product(query_at: int, key_at: int) -> float:
+        turned = [rotary.turn(x, rotary.turns(torch.tensor([at]))) for x, at in ((query, query_at), (key, key_at))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert math.isclose(product(7, 3), product(1007, 1003), rel_tol=1e-3)
+    assert not math.isclose(product(7, 3), product(7, 4), rel_tol=1e-3)
+
+
+def test_a_pair_turns_by_its_angle():
+    rotary = Rotary(2, fraction=1.0)
+    turned = rotary.turn(torch.tensor([[[[1.0, 0.0]]]]), rotary.turns(torch.tensor([2])))
+    torch.testing.assert_close(turned.flatten(), torch.tensor([math.cos(2.0), math.sin(2.0)]))
+
+
+@torch.no_grad()
+def test_fast_attention_equals_the_plain_formula():
+    torch.manual_seed(0)
+    attention = WindowAttention(8, num_heads=2, window=3, positions="alibi")
+    x = torch.randn(1, 7, 8)
+    queries, keys, values = (h[0] for h in attention._heads(x))  # (H, S, K)
+    out = torch.zeros(7, 2, 4)
+    for head in range(2):
+        for i in range(7):
+            seen = range(max(0, i - 2), i + 1)
+            scores = torch.stack(
+                [queries[head, i] @ keys[head, j] / 2.0 - (i - j) * 2.0 ** (-4.0 * (head + 1)) for j in seen]
+            )
+            out[i, head] = sum(w * values[head, j] for w, j in zip(scores.softmax(0), seen, strict=True))
+    torch.testing.assert_close(attention(x)[0], attention.out_projection(out.flatten(1)))

@@ -1,0 +1,181 @@
+"""The stages as commands: what a person types, what comes out, and what a mistake answers."""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+TINY = [
+    "dataset=tiny",
+    "tracking=none",
+    "tasks.width=5",
+    "tasks.height=5",
+    "tasks.episode_steps=8",
+    "tasks.num_validation=3",
+    "tasks.num_held_out=4",
+    "sources.num_episodes=40",
+    "histories.collection.runs_per_task=2",
+    "histories.collection.selection.min_final_fraction=null",
+    "histories.contexts.sequence_length=32",
+    "histories.contexts.batch_size=4",
+    "models.context_length=16",
+    "models.width=16",
+    "models.num_layers=1",
+    "models.num_heads=2",
+    "models.feedforward_width=32",
+    "training.schedule.num_updates=4",
+    "training.schedule.validate_every_updates=2",
+    "training.validation.num_episodes=2",
+    "training.validation.num_seeds=1",
+    "evaluation.lifetimes.num_episodes=12",
+    "evaluation.lifetimes.num_seeds=2",
+    "evaluation.train_seeds=1",
+    "runtime.progress=false",
+]
+
+
+def run_stage(stage: str, *overrides: str, folder: Path) -> None:
+    """Runs a stage in this process, as its command line would in `folder`."""
+    main = getattr(importlib.import_module(f"distillery.stages.{stage}"), stage)
+    with contextlib.chdir(folder), initialize_config_module("distillery.conf", version_base="1.3"):
+        main(compose("config", [*TINY, *overrides]))
+
+
+def run_command(stage: str, *overrides: str, folder: Path) -> subprocess.CompletedProcess:
+    """Types the stage's command in `folder`."""
+    command = [sys.executable, "-m", f"distillery.stages.{stage}", *TINY, *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    return subprocess.run(
+        command, cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with collected histories and a trained agent."""
+    folder = tmp_path_factory.mktemp("stages")
+    run_stage("collect", folder=folder)
+    run_stage("validate", folder=folder)
+    run_stage("train", folder=folder)
+    return folder
+
+
+def test_the_stages_run_one_after_another(folder):
+    run_stage("evaluate", folder=folder)
+    run_stage("baselines", folder=folder)
+    levels = {}
+    for agent in ("ad", "source", "random", "oracle"):
+        summary = json.loads((folder / "data" / "evaluations" / "tiny" / agent / "summary.json").read_text())
+        assert set(summary["splits"]) == {"held_out", "train"}
+        levels[agent] = summary["splits"]["held_out"]["oracle_fraction"]
+    assert levels["oracle"] == 1.0
+    assert levels["random"] < levels["source"] < 1.0
+    model = json.loads((folder / "models" / "tiny" / "ad" / "model.json").read_text())
+    evaluated = json.loads((folder / "data" / "evaluations" / "tiny" / "ad" / "summary.json").read_text())
+    assert evaluated["weights"] == model["training"]["weights"]
+    assert not (folder / ".scratch" / "training" / "tiny" / "ad").exists()
+
+
+def test_collecting_twice_gives_the_same_bytes(folder, tmp_path):
+    run_stage("collect", folder=tmp_path)
+    for file in (folder / "data" / "histories").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes()
+
+
+def test_training_twice_gives_the_same_weights(folder, tmp_path):
+    weights = folder / "models" / "tiny" / "ad" / "model.safetensors"
+    before = weights.read_bytes()
+    run_stage("train", folder=folder)
+    assert weights.read_bytes() == before
+
+
+def error_of(stage: str, *overrides: str, folder: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        run_stage(stage, *overrides, folder=folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "words"),
+    [
+        ("train", "dataset=nowhere", ["nowhere", "does not exist", "dvc"]),
+        ("train", "tasks.walls=wrap", ["walls", "'clip' stored", "'wrap' asked for"]),
+        ("train", "models.context_length=64", ["models.context_length=64", "sequence_length=32"]),
+        ("train", "models.width=15", ["15"]),
+        ("evaluate", "agent=ed", ["models/tiny/ed", "does not exist", "train"]),
+        ("evaluate", "agent=dt", ["dt", "ad, ed"]),
+        ("evaluate", "tasks.width=6", ["trained for", "(6, 5)"]),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_error(folder, stage, override, words):
+    message = error_of(stage, override, folder=folder)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("runtime.device=cuda:9", ["error: ", "runtime.device=cuda:9 cannot be used"]),
+        ("training.lrr=3", ["lrr"]),
+        ("dataset=nowhere", ["error: ", "nowhere", "does not exist"]),
+    ],
+)
+def test_the_command_line_ends_in_one_line(folder, override, words):
+    result = run_command("train", override, folder=folder)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_a_killed_command_goes_on_where_it_was(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    slow = ["training.schedule.num_updates=120", "training.schedule.validate_every_updates=10"]
+    command = [sys.executable, "-m", "distillery.stages.train", *TINY, *slow]
+    state = tmp_path / ".scratch" / "training" / "tiny" / "ad" / "state.pt"
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    with subprocess.Popen(command, cwd=tmp_path, env={**environment, "OMP_NUM_THREADS": "1"}) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "models").exists()
+    result = run_command("train", *slow, folder=tmp_path)
+    assert "resuming after update" in result.stdout + result.stderr
+    whole = tmp_path / "whole"
+    shutil.copytree(folder / "data", whole / "data")
+    run_stage("train", *slow, folder=whole)
+    weights = Path("models", "tiny", "ad", "model.safetensors")
+    assert (tmp_path / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_a_damaged_shard_stops_training_with_the_remedy(folder, tmp_path):
+    run_stage("collect", folder=tmp_path)
+    shard = next((tmp_path / "data" / "histories" / "tiny" / "learning").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    for stage in ("validate", "train"):
+        message = error_of(stage, folder=tmp_path)
+        assert "truncated or edited" in message
+        assert "dvc checkout" in message
+
+
+def test_a_source_that_learns_nothing_is_refused_and_nothing_is_left(tmp_path):
+    message = error_of(
+        "collect",
+        "sources.learning_rate=0.0",
+        "sources.epsilon_end=1.0",
+        "sources.epsilon_start=1.0",
+        "sources.num_episodes=10",
+        "histories.contexts.keep_every_episode=1",
+        folder=tmp_path,
+    )
+    assert "holds no learning" in message
+    assert not list((tmp_path / "data").rglob("*.parquet"))

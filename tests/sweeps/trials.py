@@ -1,0 +1,47 @@
+"""Trial functions that worker processes can import, and a program that is killed in the middle of a trial."""
+
+import sys
+import time
+from pathlib import Path
+
+from distillery.sweeps.study import Attempt, Session, StudySettings
+
+SPACE = {
+    "x": {"type": "float", "low": -2.0, "high": 2.0},
+    "kind": {"type": "categorical", "choices": ["good", "bad"]},
+}
+DEFAULT = {"x": 1.0, "kind": "good"}
+
+
+def settings(folder: Path, **changes) -> StudySettings:
+    values = {"name": "toy", "storage": str(folder / "toy.log"), "space": SPACE, "num_trials": 12}
+    return StudySettings(**{**values, "num_startup_trials": 4, **changes})
+
+
+def parabola(attempt: Attempt) -> float:
+    """Highest at x = 0.5; the bad kind shows in every report."""
+    score = -((attempt.values["x"] - 0.5) ** 2) - 10 * (attempt.values["kind"] == "bad")
+    for step in (1, 2, 4):
+        attempt.report(score - 1 / step, step)
+    return score
+
+
+def slow(attempt: Attempt) -> float:
+    time.sleep(0.05)
+    return parabola(attempt)
+
+
+def hanging(attempt: Attempt) -> float:
+    """Hangs in its third trial, and says so."""
+    if attempt.number == 2:
+        print("hanging", flush=True)
+        time.sleep(600)
+    return parabola(attempt)
+
+
+if __name__ == "__main__":
+    with Session(settings(Path(sys.argv[1])), DEFAULT, {}) as session:
+        try:
+            session.run(hanging)
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -1,0 +1,291 @@
+"""Training repeats, resumes exactly, selects by validation, and divides over processes without changing the result."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distillery.core.records import Context
+from distillery.core.specs import TaskSpec
+from distillery.histories.contexts import Contexts
+from distillery.histories.reader import open_packed
+from distillery.models.causal_transformer import CausalTransformer
+from distillery.training.checkpoints import (
+    CheckpointError,
+    CheckpointInfo,
+    load_weights,
+    read_checkpoint_info,
+    save_checkpoint,
+)
+from distillery.training.distributed import Workers
+from distillery.training.loop import Schedule, fit
+from distillery.training.supervised import SupervisedLearner
+
+SPEC = TaskSpec((5, 5), 5, 8)
+SMALL = {"context_length": 16, "width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32}
+
+
+def small_learner(num_updates: int = 8, **settings) -> SupervisedLearner:
+    torch.manual_seed(1)
+    model = CausalTransformer(SPEC, **SMALL, dropout=0.1)
+    return SupervisedLearner(model, num_updates=num_updates, **settings)
+
+
+def fake_score(model) -> dict[str, float]:
+    """A score that depends on the weights."""
+    return {"score": sum(float(tensor.abs().sum()) for tensor in model.state_dict().values())}
+
+
+@pytest.fixture
+def draw(dataset, tmp_path):
+    _, packed = open_packed(dataset, tmp_path / "packed")
+    return Contexts(packed, sequence_length=32, batch_size=8).batch
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_killed_training_resumes_exactly(draw, tmp_path, optimiser):
+    schedule = Schedule(num_updates=8, validate_every_updates=2)
+    whole = small_learner(optimiser=optimiser)
+    expected = fit(whole, draw, schedule, fake_score, show_progress=False)
+
+    def draw_until_killed(update: int) -> Context:
+        if update == 5:
+            raise Killed
+        return draw(update)
+
+    files = {"state_file": tmp_path / "state.pt", "fingerprint": "same", "show_progress": False}
+    with pytest.raises(Killed):
+        fit(small_learner(optimiser=optimiser), draw_until_killed, schedule, fake_score, **files)
+    torch.manual_seed(99)  # the new process starts with other random states
+    resumed = small_learner(optimiser=optimiser)
+    updates = []
+    progress = fit(resumed, lambda update: (updates.append(update), draw(update))[1], schedule, fake_score, **files)
+    assert updates == [4, 5, 6, 7]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert progress.curves == expected.curves
+    assert progress.best_update == expected.best_update
+
+
+def test_a_state_of_another_configuration_is_not_resumed(draw, tmp_path):
+    schedule = Schedule(num_updates=2, validate_every_updates=1)
+    files = {"state_file": tmp_path / "state.pt", "show_progress": False}
+    fit(small_learner(2), draw, schedule, fake_score, fingerprint="one", **files)
+    updates = []
+    fit(small_learner(2), lambda u: (updates.append(u), draw(u))[1], schedule, fake_score, fingerprint="two", **files)
+    assert updates == [0, 1]
+
+
+def test_a_truncated_state_starts_afresh(draw, tmp_path):
+    schedule = Schedule(num_updates=2, validate_every_updates=1)
+    files = {"state_file": tmp_path / "state.pt", "fingerprint": "same", "show_progress": False}
+    fit(small_learner(2), draw, schedule, fake_score, **files)
+    content = files["state_file"].read_bytes()
+    files["state_file"].write_bytes(content[: len(content) // 2])
+    progress = fit(small_learner(2), draw, schedule, fake_score, **files)
+    assert progress.update == 2
+
+
+def test_the_best_validation_is_kept_and_a_plateau_stops(draw):
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    snapshots = []
+
+    def validate(model):
+        snapshots.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"score": next(scores)}
+
+    schedule = Schedule(num_updates=10, validate_every_updates=1, patience_validations=2)
+    progress = fit(small_learner(10), draw, schedule, validate, show_progress=False)
+    assert (progress.update, progress.best_update, progress.best_score) == (4, 2, 0.5)
+    for name, tensor in progress.best_weights.items():
+        assert torch.equal(tensor, snapshots[1][name])
+
+
+def test_training_loss_falls_and_seeded_runs_repeat(draw):
+    losses = []
+    for _ in range(2):
+        learner = small_learner(30, learning_rate=1e-2)
+        losses.append([float(learner.update(draw(update), update)["loss"]) for update in range(30)])
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.1
+
+
+def test_loss_is_the_cross_entropy_of_every_step_with_label_smoothing(draw):
+    learner = small_learner(label_smoothing=0.2)
+    learner.model.eval()
+    context = draw(0)
+    log_probabilities = learner.model(context).log_softmax(-1)
+    targets = 0.8 * F.one_hot(context.actions, 5) + 0.2 / 5
+    expected = -(targets * log_probabilities).sum(-1).mean()
+    torch.testing.assert_close(learner.loss(context), expected)
+
+
+def test_the_learning_rate_rises_then_falls():
+    learner = small_learner(100, warmup_fraction=0.1, initial_fraction=0.0, final_fraction=0.1)
+    rates = [learner.rate_fraction(update) for update in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rates[100] == pytest.approx(0.1)
+
+
+def test_muon_gets_the_block_matrices_and_adamw_the_rest():
+    muon, adamw = small_learner(optimiser="muon")._optimisers
+    assert all(parameter.ndim == 2 for group in muon.param_groups for parameter in group["params"])
+    counts = [sum(len(group["params"]) for group in optimiser.param_groups) for optimiser in (muon, adamw)]
+    assert counts[0] == 2 * 4
+    assert sum(counts) == len(list(small_learner().model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimiser": "sgd"}, "got 'sgd'"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SupervisedLearner(CausalTransformer(SPEC, **SMALL), **{"num_updates": 1, **settings})
+
+
+def test_divergence_is_told(draw):
+    learner = small_learner(30)
+    with torch.no_grad():
+        learner.model.action_head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"loss is nan at update 1; lower"):
+        fit(learner, draw, Schedule(30, 10, log_every_updates=1), fake_score, show_progress=False)
+
+
+def test_shares_of_a_batch_are_the_batch(draw):
+    context = draw(0)
+    shares = [Workers(rank, 2).share(context).actions for rank in range(2)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), context.actions)
+    with pytest.raises(ValueError, match="batch_size=8 cannot be divided over 3"):
+        Workers(0, 3).share(context)
+
+
+_TWO_PROCESSES = """
+import sys, torch
+from distillery.histories.contexts import Contexts
+from distillery.histories.reader import open_packed
+from distillery.training.distributed import join_workers
+from tests.training.test_training import small_learner
+workers = join_workers("cpu")
+_, packed = open_packed(sys.argv[1], sys.argv[2])
+draw = Contexts(packed, sequence_length=32, batch_size=8).batch
+learner = small_learner(4, workers=workers)
+for block in learner.model.modules():
+    if isinstance(block, torch.nn.Dropout):
+        block.p = 0.0
+for update in range(4):
+    learner.update(draw(update), update)
+if workers.rank == 0:
+    torch.save(learner.model.state_dict(), sys.argv[3])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_as_one(dataset, tmp_path, draw):
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_PROCESSES)
+    result = tmp_path / "weights.pt"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(script),
+            str(dataset),
+            str(tmp_path / "packed"),
+            str(result),
+        ],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+    )
+    alone = small_learner(4)
+    for block in alone.model.modules():
+        if isinstance(block, torch.nn.Dropout):
+            block.p = 0.0
+    for update in range(4):
+        alone.update(draw(update), update)
+    together = CausalTransformer(SPEC, **SMALL)
+    together.load_state_dict(torch.load(result))
+    untrained = small_learner(4).model.eval()
+    logits = {name: model.eval()(draw(9)) for name, model in (("one", alone.model), ("two", together))}
+    torch.testing.assert_close(logits["two"], logits["one"], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(logits["one"], untrained(draw(9)), atol=0.05)
+
+
+def test_bfloat16_and_compile_train(draw):
+    learner = small_learner(4, bfloat16=True)
+    plain = small_learner(4)
+    for update in range(2):
+        loss = float(learner.update(draw(update), update)["loss"])
+        expected = float(plain.update(draw(update), update)["loss"])
+        assert loss == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_equals_a_plain_one(draw):
+    compiled, plain = small_learner(4, compile=True), small_learner(4)
+    compiled.model.eval(), plain.model.eval()
+    torch.testing.assert_close(compiled.loss(draw(0)), plain.loss(draw(0)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_trains_like_the_cpu(draw):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        learner = small_learner(4, device=device)
+        learner.model.eval()
+        losses[device] = float(learner.loss(draw(0).to(device)))
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
+
+
+def checkpoint(folder, model) -> None:
+    save_checkpoint(folder, model, CheckpointInfo({"_target_": "x", **SMALL}, SPEC, {"seed": 0}))
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    model, other = small_learner().model, CausalTransformer(SPEC, **SMALL)
+    checkpoint(tmp_path / "ad", model)
+    load_weights(tmp_path / "ad", other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    assert read_checkpoint_info(tmp_path / "ad").spec == SPEC
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    checkpoint(tmp_path / "ad", small_learner().model)
+    wider = CausalTransformer(SPEC, **{**SMALL, "width": 32})
+    with pytest.raises(CheckpointError, match=r"another architecture.*action_head.*\(5, 16\) instead of \(5, 32\)"):
+        load_weights(tmp_path / "ad", wider)
+
+
+def test_a_damaged_checkpoint_and_another_format_are_refused(tmp_path):
+    model = small_learner().model
+    checkpoint(tmp_path / "ad", model)
+    weights = tmp_path / "ad" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        load_weights(tmp_path / "ad", model)
+    info = tmp_path / "ad" / "model.json"
+    info.write_text(info.read_text().replace('"format_version": 1', '"format_version": 7'))
+    with pytest.raises(CheckpointError, match="format version 7, this code reads 1"):
+        read_checkpoint_info(tmp_path / "ad")
+    with pytest.raises(CheckpointError, match="does not exist; train it"):
+        read_checkpoint_info(tmp_path / "none")
