@@ -24,7 +24,7 @@ def test_differing_settings_are_flat_and_leave_out_how_it_ran() -> None:
         "seed": 0,
     }
     assert differing_settings({"a": first, "b": second}) == [
-        {"key": "models.norm", "values": ["–", "pre"]},
+        {"key": "models.norm", "values": ["\N{EN DASH}", "pre"]},
         {"key": "models.width", "values": ["64", "32"]},
     ]
 
@@ -42,10 +42,8 @@ def test_task_table_is_held_out_and_worst_first() -> None:
         }
     )
     rows = task_table(tasks, width=9)
-    assert [(row["task"], row["goal"], row["failed"]) for row in rows] == [
-        ("3", "(3, 0)", "25%"),
-        ("11", "(2, 1)", "0%"),
-    ]
+    told = [(row["task"], row["goal"], row["failed"]) for row in rows]
+    assert told == [("3", "(3, 0)", "25%"), ("11", "(2, 1)", "0%")]
 
 
 def test_wide_curves_have_a_column_per_experiment_and_agent() -> None:

@@ -112,8 +112,8 @@ def test_observations_follow_from_actions(source: Source, room: DarkRoom) -> Non
 def test_frozen_episodes_learn_nothing(source: Source, room: DarkRoom) -> None:
     learners, interrupted = (source.start(room, TASK_IDS, seed=0) for _ in range(2))
     for expected in play(learners, 6):
-        before = interrupted.episode(frozen=True)
-        assert equal(before, interrupted.episode(frozen=True))
+        for _ in range(2):
+            interrupted.episode(frozen=True)
         assert equal(interrupted.episode(), expected)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from distillery.sweeps.space import distributions
 from distillery.sweeps.study import FINISHED, MAX_RETRIES, Session, open_study, recover, shown, spent, work
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trials import DEFAULT, SPACE, parabola, settings, slow
+from trials import DEFAULT, SPACE, parabola, settings
 
 
 def run(config, function=parabola, facts=None, **options):
@@ -37,6 +38,21 @@ def test_the_default_comes_first_and_bad_trials_are_pruned(tmp_path):
     best = max((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: trial.value)
     assert best.params["kind"] == "good"
     assert best.value > -0.25
+
+
+def test_the_default_is_never_pruned(tmp_path):
+    first = run(settings(tmp_path, num_trials=1))
+    assert first[0].user_attrs["default"]
+    config = settings(tmp_path / "bad")
+    with Session(config, {**DEFAULT, "kind": "bad"}, {}) as session:
+        good = session.study.ask({"x": distributions(SPACE)["x"], "kind": distributions(SPACE)["kind"]})
+        session.study.tell(good, state=TrialState.FAIL)
+        session.study.enqueue_trial(DEFAULT)
+        session.study.enqueue_trial({**DEFAULT, "kind": "bad"}, user_attrs={"default": True})
+        session.run(parabola)
+        trials = session.study.get_trials()
+    assert states(trials)[:3] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[2].params["kind"] == "bad"
 
 
 def test_a_sole_worker_proposes_the_same_again(tmp_path):
@@ -76,15 +92,6 @@ def test_what_was_tried_before_is_answered_from_memory(tmp_path):
     assert sum("same_as" in trial.user_attrs for trial in trials) == 6
 
 
-def test_two_workers_share_the_budget(tmp_path):
-    trials = run(settings(tmp_path, num_trials=10), slow, num_workers=2)
-    finished = [trial for trial in trials if trial.state in FINISHED]
-    assert len({trial.user_attrs["worker"] for trial in trials}) == 2
-    # Two that end within the same instant may both begin another one.
-    assert 10 <= len(finished) <= 11
-    assert sum(trial.params == DEFAULT for trial in trials) == 1
-
-
 @pytest.mark.parametrize("ending", ["kill", "terminate"])
 def test_a_trial_whose_worker_died_is_tried_again(tmp_path, ending):
     program = [sys.executable, str(Path(__file__).with_name("trials.py")), str(tmp_path)]
@@ -106,10 +113,15 @@ def test_a_trial_whose_worker_died_is_tried_again(tmp_path, ending):
     assert sum(trial.state in FINISHED for trial in trials) == 12
 
 
-def test_a_worker_killed_among_others_is_replaced(tmp_path):
-    trials = run(settings(tmp_path, num_trials=6), killing, num_workers=2)
-    assert "FAIL" in states(trials)
-    assert sum(trial.state in FINISHED for trial in trials) >= 6
+def test_two_workers_share_the_budget_and_a_killed_one_is_replaced(tmp_path):
+    trials = run(settings(tmp_path, num_trials=10), killing, num_workers=2)
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    assert len({trial.user_attrs["worker"] for trial in trials}) >= 2
+    # Two that end within the same instant may both begin another one.
+    assert 10 <= len(finished) <= 11
+    assert sum(trial.params == DEFAULT for trial in trials) == 1
+    (killed,) = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert [trial.params for trial in finished if trial.user_attrs.get("retry_of") == killed.number] == [killed.params]
 
 
 def killing(attempt):

@@ -26,11 +26,6 @@ def parabola(attempt: Attempt) -> float:
     return score
 
 
-def slow(attempt: Attempt) -> float:
-    time.sleep(0.05)
-    return parabola(attempt)
-
-
 def hanging(attempt: Attempt) -> float:
     """Hangs in its third trial, and says so."""
     if attempt.number == 2:

@@ -135,7 +135,7 @@ class SequenceModel(Protocol):
 class ServedModel(Protocol):
     """A checkpoint as a function of named arrays."""
 
-    def __call__(self, **inputs: np.ndarray) -> np.ndarray:
+    def __call__(self, *args: Any, **inputs: Any) -> np.ndarray:
         """An array whose first axis is the batch, from arrays whose first axes are batch and steps."""
 
     def example(self) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
@@ -72,9 +74,11 @@ def shown_episodes(chosen: Sequence[int], num_episodes: int) -> list[int]:
 def filmstrip(lifetimes: Mapping[str, RoomLifetime]) -> Figure:
     """Draws a row of rooms per experiment: first, fifth and last episode."""
     columns = max(len(shown_episodes(STRIP_EPISODES, len(life.returns))) for life in lifetimes.values())
-    figure = Figure(figsize=(3.3 * columns, 4.05 * len(lifetimes) + 0.35), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    *rows, foot = figure.subfigures(len(lifetimes) + 1, 1, height_ratios=[4.05] * len(lifetimes) + [0.35])
+    figure = Figure(
+        figsize=(3.3 * columns, 4.05 * len(lifetimes) + 0.35), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    )
+    heights = [4.05] * len(lifetimes) + [0.35]
+    *rows, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     foot.legend(handles=_legend(), loc="center", ncols=4, columnspacing=2.5)
     for row, life in zip(rows, lifetimes.values(), strict=True):
         row.suptitle(life.title, x=0.012, ha="left", fontweight="bold", fontsize=12)
@@ -88,23 +92,14 @@ def filmstrip(lifetimes: Mapping[str, RoomLifetime]) -> Figure:
 
 
 def _legend() -> list[Line2D]:
+    def point(marker: str, colour: Any, label: str, **settings: Any) -> Line2D:
+        return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=10, label=label, **settings)
+
     return [
-        Line2D(
-            [], [], marker="s", color=GOAL_COLOUR, linestyle="none", markersize=11, label="goal, unseen by the agent"
-        ),
-        Line2D(
-            [],
-            [],
-            marker="o",
-            markerfacecolor="white",
-            markeredgecolor=_MAP(0.35),
-            markeredgewidth=2,
-            linestyle="none",
-            markersize=9,
-            label="start",
-        ),
+        point("s", GOAL_COLOUR, "goal, unseen by the agent"),
+        point("o", _MAP(0.35), "start", markerfacecolor="white", markeredgewidth=2),
         Line2D([], [], color=_MAP(0.7), linewidth=2.6, label="path, darker with time"),
-        Line2D([], [], marker="o", color=_MAP(1.0), linestyle="none", markersize=9, label="end"),
+        point("o", _MAP(1.0), "end"),
     ]
 
 
@@ -117,10 +112,12 @@ def draw_episode(panel: Axes, life: RoomLifetime, episode: int) -> None:
     drawn = path + (progress[:, None] - 0.5) * 0.5
     segments = np.stack([drawn[:-1], drawn[1:]], 1)
     colours = _MAP(0.35 + 0.65 * progress)
-    panel.add_collection(LineCollection(segments, colors=colours[1:], linewidths=2.6, capstyle="round", label="path"))
-    panel.scatter(*drawn.T, c=colours, s=16, zorder=3, linewidths=0)
-    panel.scatter(*drawn[0], s=75, facecolor="white", edgecolor=colours[0], linewidths=2, zorder=4)
-    panel.scatter(*drawn[-1], s=75, color=colours[-1], edgecolor="white", linewidths=1.2, zorder=5)
+    panel.add_collection(
+        LineCollection(list(segments), colors=colours[1:], linewidths=2.6, capstyle="round", label="path")
+    )
+    panel.scatter(drawn[:, 0], drawn[:, 1], c=colours, s=16, zorder=3, linewidths=0)
+    panel.scatter(drawn[0, 0], drawn[0, 1], s=75, facecolor="white", edgecolor=colours[0], linewidths=2, zorder=4)
+    panel.scatter(drawn[-1, 0], drawn[-1, 1], s=75, color=colours[-1], edgecolor="white", linewidths=1.2, zorder=5)
     panel.set_title(f"episode {episode}: return {life.returns[episode - 1]:.0f}", loc="center", fontsize=11.5)
     panel.set(xlim=(-0.5, life.width - 0.5), ylim=(life.height - 0.5, -0.5), aspect="equal")
     panel.set_xticks(np.arange(life.width + 1) - 0.5, labels=[])
@@ -178,7 +175,7 @@ def _rgb(colour: str) -> np.ndarray:
 def _paint(lives: Sequence[RoomLifetime], episodes: Sequence[int], episode: int, frame: int) -> Image.Image:
     panel_width = _ROOM + 2 * _MARGIN
     size = (panel_width * len(lives), _HEADER + _ROOM + _FOOTER)
-    image = Image.new("RGB", tuple(_SCALE * side for side in size), "white")
+    image = Image.new("RGB", (_SCALE * size[0], _SCALE * size[1]), "white")
     draw = ImageDraw.Draw(image)
     for number, life in enumerate(lives):
         left = number * panel_width + _MARGIN
@@ -196,22 +193,24 @@ def _paint_room(draw: ImageDraw.ImageDraw, life: RoomLifetime, episode: int, fra
     _write(draw, (left + _ROOM, 34), f"return {value:.0f}", 17, anchor="ra")
     cell = _ROOM / max(life.width, life.height)
 
-    def box(x: float, y: float, half: float) -> list[float]:
-        middle = (left + (x + 0.5) * cell, _HEADER + (y + 0.5) * cell)
+    def box(where: Sequence[float], half: float) -> list[float]:
+        middle = (left + (where[0] + 0.5) * cell, _HEADER + (where[1] + 0.5) * cell)
         return [_SCALE * (middle[axis] + sign * half * cell) for sign in (-1, 1) for axis in (0, 1)]
 
-    draw.rectangle(box(*life.goal, 0.5), fill=GOAL_COLOUR)
+    draw.rectangle(box(life.goal, 0.5), fill=GOAL_COLOUR)
     for line in range(life.width + 1):
-        draw.line(box(line - 0.5, -0.5, 0)[:2] + box(line - 0.5, life.height - 0.5, 0)[:2], fill=GRID, width=_SCALE)
+        draw.line(
+            box((line - 0.5, -0.5), 0)[:2] + box((line - 0.5, life.height - 0.5), 0)[:2], fill=GRID, width=_SCALE
+        )
     for line in range(life.height + 1):
-        draw.line(box(-0.5, line - 0.5, 0)[:2] + box(life.width - 0.5, line - 0.5, 0)[:2], fill=GRID, width=_SCALE)
+        draw.line(box((-0.5, line - 0.5), 0)[:2] + box((life.width - 0.5, line - 0.5), 0)[:2], fill=GRID, width=_SCALE)
     seen = path[: frame + 1]
     for step in range(1, len(seen)):
         colour = to_hex(_MAP(0.35 + 0.65 * step / len(path)))
-        draw.line(box(*seen[step - 1], 0)[:2] + box(*seen[step], 0)[:2], fill=colour, width=5 * _SCALE, joint="curve")
-        draw.ellipse(box(*seen[step], 0.075), fill=colour)
-    draw.ellipse(box(*seen[-1], 0.32), fill="white")
-    draw.ellipse(box(*seen[-1], 0.27), fill=to_hex(_MAP(1.0)))
+        draw.line(box(seen[step - 1], 0)[:2] + box(seen[step], 0)[:2], fill=colour, width=5 * _SCALE, joint="curve")
+        draw.ellipse(box(seen[step], 0.075), fill=colour)
+    draw.ellipse(box(seen[-1], 0.32), fill="white")
+    draw.ellipse(box(seen[-1], 0.27), fill=to_hex(_MAP(1.0)))
 
 
 def _paint_returns(

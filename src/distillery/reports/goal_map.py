@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from distillery.reports.style import FAINT, INK, RC
 
+_HATCHED: dict[str, Any] = {"facecolor": "#eceef1", "edgecolor": "#b4bac3", "hatch": "///"}
 _MAP = matplotlib.colormaps["viridis"]
 HELD_OUT_COLOUR = "#d81b60"
 
@@ -92,7 +94,7 @@ def goal_map(maps: Mapping[str, GoalValues]) -> Figure:
                 markeredgecolor="white",
                 label="training goal",
             ),
-            Patch(facecolor="#eceef1", edgecolor="#b4bac3", hatch="///", label="validation goal, not reported"),
+            Patch(**_HATCHED, label="validation goal, not reported"),
         ],
         loc="outside upper left",
         ncols=3,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import polars as pl
@@ -53,7 +54,7 @@ def learning_curves(
     rows = -(-len(titles) // 2)
     figure = Figure(figsize=(10, 0.7 + 3.5 * rows + 3.6), layout="constrained")
     grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1.0] * rows + [1.05])
-    top = 1.1 * float(curves["return"].max())
+    top = 1.1 * float(curves["return"].to_numpy().max())
     agents = curves["agent"].unique(maintain_order=True).to_list()
     for number, (experiment, title) in enumerate(titles.items()):
         alone = len(titles) % 2 and number == len(titles) - 1
@@ -72,7 +73,7 @@ def learning_curves(
 
 def draw_experiment(panel: Axes, frame: pl.DataFrame, agents: Sequence[str], published: PublishedCurve | None) -> None:
     """Every agent of one experiment on held-out goals with its band, and AD on training goals, dotted."""
-    last = int(frame["episode"].max())
+    last = int(frame["episode"].to_numpy().max())
     for agent in agents:
         style = agent_style(agent, agents)
         # The oracle's interval would only tell how far away the goals lie.
@@ -107,7 +108,7 @@ def draw_overlay(
     panel: Axes, curves: pl.DataFrame, experiments: Sequence[str], published: PublishedCurve | None
 ) -> None:
     """AD of every experiment, thick, with its source, thin, on one axis that reaches to the published curve's end."""
-    last = int(curves["episode"].max())
+    last = int(curves["episode"].to_numpy().max())
     for number, experiment in enumerate(experiments):
         frame, colour = curves.filter(pl.col("experiment") == experiment), experiment_colour(number)
         _draw(panel, frame, "ad", "held_out", colour=colour, line="-", width=2.6, label=f"AD, {experiment}")
@@ -123,7 +124,9 @@ def draw_overlay(
             label=f"its source, {experiment}",
         )
     oracle = agent_style("oracle")
-    level = float(curves.filter((pl.col("agent") == "oracle") & (pl.col("split") == "held_out"))["return"].mean())
+    level = float(
+        curves.filter((pl.col("agent") == "oracle") & (pl.col("split") == "held_out"))["return"].to_numpy().mean()
+    )
     panel.axhline(level, color=oracle.colour, linestyle=oracle.line, linewidth=oracle.width)
     panel.annotate("oracle", (1.05, level), xytext=(0, 3), textcoords="offset points", fontsize=9.5, color=FAINT)
     if published is not None:
@@ -149,7 +152,7 @@ def _draw(
     split: str,
     *,
     colour: str,
-    line,
+    line: Any,
     width: float,
     band: bool = True,
     label: str | None = None,
@@ -182,18 +185,13 @@ def _handles(agents: Sequence[str], published: PublishedCurve | None) -> list[Li
     handles = []
     for agent in agents:
         style = agent_style(agent, agents)
-        handles.append(
-            Line2D([], [], color=style.colour, linestyle=style.line, linewidth=style.width, label=style.label)
-        )
+        line: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "linewidth": style.width}
+        handles.append(Line2D([], [], label=style.label, **line))
         if agent == "ad":
-            handles.append(
-                Line2D([], [], color=style.colour, linestyle=":", linewidth=1.4, label="AD, training goals")
-            )
+            dotted: dict[str, Any] = {"color": style.colour, "linestyle": ":", "linewidth": 1.4}
+            handles.append(Line2D([], [], label="AD, training goals", **dotted))
     if published is not None:
+        line = {"color": PUBLISHED_COLOUR, "marker": "D", "linestyle": _LEVEL, "linewidth": 1.2, "markersize": 6}
         end = f"{published.label}; end: {published.returns[-1]} at ep. {published.episodes[-1]}"
-        handles.append(
-            Line2D(
-                [], [], color=PUBLISHED_COLOUR, marker="D", linestyle=_LEVEL, linewidth=1.2, markersize=6, label=end
-            )
-        )
+        handles.append(Line2D([], [], label=end, **line))
     return handles

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito (2008), told apart by colour-blind readers to
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,7 +16,7 @@ INK, FAINT, GRID = "#22272e", "#6b7280", "#e3e6ea"
 PUBLISHED_COLOUR = "#9c3d78"
 GOAL_COLOUR = "#e69f00"
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
     "axes.titlesize": 12,
@@ -55,7 +56,7 @@ class AgentStyle:
     label: str
     short: str
     colour: str
-    line: str | tuple = "-"
+    line: Any = "-"
     width: float = 1.8
 
 

@@ -8,6 +8,7 @@ import polars as pl
 from distillery.reports.style import agent_style
 
 DECIMALS = 4
+DASH = "\N{EN DASH}"
 SPLITS = {"held_out": "held-out", "train": "training"}
 REPORTED_EPISODES = ("1", "10", "25", "50", "100")
 _FIRST_KEYS = (
@@ -67,14 +68,14 @@ def headline_rows(metrics: Mapping[str, Any], *, split: str) -> list[dict[str, A
                     "label": agent_style(agent).short,
                     "colour": agent_style(agent, list(by_agent)).colour,
                     "final return": f"{values['final_return']:.2f}",
-                    "95 % interval": f"{low:.2f}–{high:.2f}",
+                    "95 % interval": f"{low:.2f}{DASH}{high:.2f}",
                     "of the oracle": f"{values['oracle_fraction']:.3f}",
                     "IQM": f"{values['oracle_fraction_iqm']:.3f}",
                     "NAUC": f"{values['nauc']:.3f}",
                     **{
                         f"ep. {episode}": f"{values['return_at'][episode]:.1f}"
                         if episode in values["return_at"]
-                        else "–"
+                        else DASH
                         for episode in REPORTED_EPISODES
                     },
                     "to reference": _or_dash(values["episodes_to_reference"]),
@@ -97,7 +98,7 @@ def verdicts(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> list[dict
                 "final_return": f"{ad['final_return']:.2f}",
                 "oracle": f"{ad['oracle_return']:.2f}",
                 "reference": _or_dash(ad["episodes_to_reference"]),
-                "over_ed": f"{ad['final_return'] / ed:.1f}×" if ed > 0 else "–",
+                "over_ed": f"{ad['final_return'] / ed:.1f} times" if ed > 0 else DASH,
             }
         )
     return rows
@@ -144,9 +145,7 @@ def dataset_rows(validations: Mapping[str, Mapping[str, Any]], *, kinds: Sequenc
                 "steps": _thousands(values["num_steps"]),
                 "first tenth": f"{values['mean_return_first_tenth']:.2f}",
                 "last tenth": f"{values['mean_return_last_tenth']:.2f}",
-                "oracle: train / validation / held-out": " / ".join(
-                    f"{levels[split]:.2f}" for split in ("train", "validation", "held_out")
-                ),
+                "oracle by split": " / ".join(f"{levels[split]:.2f}" for split in ("train", "validation", "held_out")),
                 "runs dropped": f"{selection['num_dropped']} of {selection['num_kept'] + selection['num_dropped']}",
                 "kept if": selection["rule"],
                 "content hash": values["content_hash"][:16],
@@ -183,7 +182,7 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[dict[s
     for key in keys:
         values = [values.get(key) for values in flat.values()]
         if any(value != values[0] for value in values):
-            rows.append({"key": key, "values": ["–" if value is None else str(value) for value in values]})
+            rows.append({"key": key, "values": [DASH if value is None else str(value) for value in values]})
     return rows
 
 
@@ -209,4 +208,4 @@ def _thousands(count: int) -> str:
 
 
 def _or_dash(value: int | None) -> str:
-    return "–" if value is None else str(value)
+    return DASH if value is None else str(value)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from distillery.reports.style import INK, RC, agent_style
 
-_LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
+_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
 _PANELS = (
     ("loss", "loss on the next action", "nats"),
     ("validation_final_return", "return at the end of validation lifetimes", "return"),
@@ -39,14 +39,13 @@ def training_curves(trainings: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
         Line2D([], [], color=INK, linestyle=_LINES[number % len(_LINES)], linewidth=1.8, label=experiment)
         for number, experiment in enumerate(trainings)
     ]
-    handles.append(
-        Line2D([], [], color=INK, marker="o", linestyle="none", markersize=6, label="checkpoint selected here")
-    )
+    dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": "none", "markersize": 6}
+    handles.append(Line2D([], [], label="checkpoint selected here", **dot))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=3, columnspacing=2.2)
     return figure
 
 
-def _draw(panel: Axes, training: Mapping[str, Any], name: str, colour: str, line) -> None:
+def _draw(panel: Axes, training: Mapping[str, Any], name: str, colour: str, line: Any) -> None:
     points: Sequence[Sequence[float]] = training["curves"].get(name, [])
     if not points:
         return

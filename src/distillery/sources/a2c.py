@@ -38,6 +38,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -269,7 +270,7 @@ class A2CLearners(Learners):
         learners = torch.arange(len(task_ids), device=device)
         self._first_row = learners.repeat_interleave(source.num_actors) * num_states  # (E,)
         self._step = 0
-        self._steps: list[tuple[Tensor, ...]] = []
+        self._steps: list[tuple[Tensor | None, ...]] = []
         self._evaluate()
 
     def _encode(self, states: Tensor) -> Tensor:
@@ -304,10 +305,9 @@ class A2CLearners(Learners):
             self._evaluate()
 
     def _stretch(self) -> Stretch:
-        def stack(steps: tuple[Tensor | None, ...]) -> Tensor | None:
-            if steps[0] is None:
-                return None
-            return torch.stack(steps, 1).unflatten(0, (-1, self._source.num_actors))  # (L, N, T)
+        def stack(steps: tuple[Any, ...]) -> Any:
+            """(L, N, T), or None where the steps hold none."""
+            return None if steps[0] is None else torch.stack(steps, 1).unflatten(0, (-1, self._source.num_actors))
 
         return Stretch(*(stack(steps) for steps in zip(*self._steps, strict=True)))
 

@@ -74,6 +74,7 @@ class Explorers(Learners):
         self._source = source
         self._batch = tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device)
         self._generator = torch_generator(seed, "explorer", device=device)
+        self._frozen_generator = torch_generator(seed, "explorer", "frozen", device=device)
         num_states = len(self._batch.next_state)
         self._learners = torch.arange(len(task_ids), device=device)
         # (S, E): states first, so that looking ahead along one action is one gather of whole rows.
@@ -122,8 +123,8 @@ class Explorers(Learners):
         """See `Learners.episode`."""
         if not frozen:
             return play_tabular_episode(self._batch, self._act, self._learn)
-        plan, is_stale, draws = self._values, self._plan_is_stale, self._generator.get_state()
+        plan, is_stale, generator = self._values, self._plan_is_stale, self._generator
+        self._generator = self._frozen_generator  # ties are broken apart, so that learning goes on as if never stopped
         episode = play_tabular_episode(self._batch, self._act, None)
-        self._values, self._plan_is_stale = plan, is_stale
-        self._generator.set_state(draws)
+        self._values, self._plan_is_stale, self._generator = plan, is_stale, generator
         return episode

@@ -169,6 +169,8 @@ def make_report(results: Mapping[str, Results]) -> dict[str, bytes]:
         "training.png": png_bytes(training_curves(trainings)),
     }
     headline = {split: headline_rows(metrics, split=split) for split in SPLITS}
+    validations = {name: result.validation for name, result in results.items()}
+    datasets = dataset_rows(validations, kinds=("learning", "expert"))
     page = render_page(
         images,
         experiments=list(results),
@@ -182,9 +184,8 @@ def make_report(results: Mapping[str, Results]) -> dict[str, bytes]:
         tasks={name: task_table(result.tasks, width=result.size[0]) for name, result in results.items()},
         lifetime_rule=LIFETIME_RULE,
         trainings=training_rows(trainings),
-        datasets=dataset_rows(
-            {name: result.validation for name, result in results.items()}, kinds=("learning", "expert")
-        ),
+        datasets=datasets,
+        rules={row["dataset"]: row["kept if"] for row in datasets if row["kind"] == "learning"},
         settings=differing_settings({name: result.settings for name, result in results.items()}),
     )
     return images | {
@@ -198,6 +199,9 @@ def make_report(results: Mapping[str, Results]) -> dict[str, bytes]:
 def report() -> None:
     """Writes ``data/reports``; what lies there is replaced only once everything new is made."""
     params = load_params()
+    if "ad" not in params.get("agents", []):
+        listed = params.get("agents")
+        raise ValueError(f"params.yaml must list the agent 'ad', which is what is reported; it lists {listed}")
     results = {
         experiment: read_results(experiment, entry["dataset"], list(params["agents"]))
         for experiment, entry in params["experiments"].items()

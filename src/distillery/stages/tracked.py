@@ -97,7 +97,7 @@ def description(
     """What the run is and how it came out, beside the oracle and the reference, in Markdown."""
     low, high = held_out["final_return_ci95"]
     oracle, reached = held_out["oracle_return"], held_out["episodes_to_reference"]
-    num_episodes = curves["episode"].max()
+    num_episodes = int(curves["episode"].to_numpy().max())
     ended = f"is reached at episode {reached}" if reached is not None else f"is not reached in {num_episodes} episodes"
     about = f": {explanation}" if explanation else ""
     return (

@@ -138,7 +138,9 @@ def remark(trial: FrozenTrial) -> str:
         return f"refused: {notes['refused']}"
     if trial.state == TrialState.FAIL:
         return notes.get("error") or ("interrupted" if "interrupted" in notes else "its worker ended")
-    return f"retry of trial {notes['retry_of']}" if "retry_of" in notes else ""
+    words = ["the experiment's own settings"] if "default" in notes else []
+    words += [f"retry of trial {notes['retry_of']}"] if "retry_of" in notes else []
+    return ", ".join(words)
 
 
 def short(value: Any) -> str:

@@ -98,7 +98,8 @@ class Attempt:
     def report(self, score: float, step: int) -> None:
         """Tells how it goes; raises if the trial is not worth going on with, which the function must let pass."""
         self._trial.report(score, step)
-        if self._trial.should_prune():
+        # The default is what others are held against, so it is always followed to its end.
+        if not self._trial.user_attrs.get("default") and self._trial.should_prune():
             raise optuna.TrialPruned(f"score {score:.4g} at step {step}")
 
     def note(self, name: str, value: Any) -> None:
@@ -188,15 +189,19 @@ def recover(study: optuna.Study) -> list[int]:
         if retries < MAX_RETRIES:
             # A worker that died before it asked leaves the values it was queued with, or none.
             values = trial.params or trial.system_attrs.get("fixed_params", {})
-            _queue_again(study, trial.number, values, retries + 1)
+            _queue_again(study, trial, values, retries + 1)
         else:
             logger.warning("trial %d has now ended %d workers and is given up", trial.number, retries + 1)
     return numbers
 
 
-def _queue_again(study: optuna.Study, number: int, values: Mapping[str, Any], retries: int) -> None:
+def _queue_again(
+    study: optuna.Study, trial: FrozenTrial | optuna.Trial, values: Mapping[str, Any], retries: int
+) -> None:
     if values:
-        study.enqueue_trial(dict(values), user_attrs={"retry_of": number, "retries": retries})
+        notes = {"retry_of": trial.number, "retries": retries}
+        notes |= {name: note for name, note in trial.user_attrs.items() if name == "default"}
+        study.enqueue_trial(dict(values), user_attrs=notes)
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ class _Objective:
                 raise FloatingPointError(f"the score is {score}")
         except KeyboardInterrupt:
             trial.set_user_attr("interrupted", True)
-            _queue_again(trial.study, trial.number, values, trial.user_attrs.get("retries", 0))
+            _queue_again(trial.study, trial, values, trial.user_attrs.get("retries", 0))
             raise
         except optuna.TrialPruned:
             raise
@@ -297,7 +302,7 @@ class Session:
 
     Attributes:
         settings: of the study.
-        default: the values to try first.
+        default: the values to try first; this trial is never pruned.
         facts: flat plain data of everything else that decides a score. All sessions of a study must agree on it.
         study: the study.
     """
@@ -359,13 +364,13 @@ class Session:
         return abandoned
 
     def _require_same_facts(self) -> None:
-        facts = {**self.facts, "space": {path: dict(entry) for path, entry in self.settings.space.items()}}
+        facts = {"space": {path: dict(entry) for path, entry in self.settings.space.items()}, **self.facts}
         facts = json.loads(json.dumps(facts))
         known = self.study.user_attrs.get("facts")
         if known is None:
             self.study.set_user_attr("facts", facts)
             return
-        differing = sorted(key for key in facts.keys() | known.keys() if facts.get(key) != known.get(key))
+        differing = [key for key in {**facts, **known} if facts.get(key) != known.get(key)]
         if differing:
             listed = ", ".join(f"{key}: {known.get(key)!r} then, {facts.get(key)!r} now" for key in differing[:4])
             raise ValueError(
@@ -384,7 +389,7 @@ class Session:
         if outside:
             logger.warning("the default is not tried first: %s lies outside the search space", ", ".join(outside))
         else:
-            self.study.enqueue_trial(dict(self.default), skip_if_exists=True)
+            self.study.enqueue_trial(dict(self.default), user_attrs={"default": True}, skip_if_exists=True)
 
     def alone(self) -> bool:
         """Whether nobody else works on the study; never known of a database."""

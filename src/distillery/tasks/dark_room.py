@@ -78,9 +78,9 @@ class DarkRoom(TaskDistribution):
             return np.array([self.width // 2 + self.width * (self.height // 2)])
         if start == "random":
             return np.arange(self.width * self.height)
-        if isinstance(start, Sequence) and len(start) == 2 and all(isinstance(axis, int) for axis in start):
-            x, y = start
-            if 0 <= x < self.width and 0 <= y < self.height:
+        if isinstance(start, Sequence) and len(start) == 2:
+            x, y = start[0], start[1]
+            if isinstance(x, int) and isinstance(y, int) and 0 <= x < self.width and 0 <= y < self.height:
                 return np.array([x + self.width * y])
         raise ValueError(
             f"dark_room start must be 'centre', 'random' or a cell [x, y] inside {self.width}x{self.height}, "

@@ -10,7 +10,7 @@ Letters: E parallel environments, D observation dimensions.
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from distillery.tasks.base import TaskBatch, TaskDistribution
 
-RENDERING = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+RENDER_MODES = ["ansi", "rgb_array"]
+RENDERING: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}
 CELL_PIXELS = 16
 # Of the letters that families draw with; any other is grey.
 COLOURS = {".": (238, 238, 238), "G": (76, 175, 80), "A": (33, 80, 200), "@": (240, 160, 30)}
@@ -35,7 +36,7 @@ class _Choice:
     def __init__(self, tasks: TaskDistribution, num_envs: int, task_id: Any, split: str) -> None:
         self._tasks, self._num_envs = tasks, num_envs
         self._fixed = None if task_id is None else self.checked(task_id)
-        self._drawn_from = tasks.task_ids(split) if task_id is None else None
+        self._drawn_from = tasks.task_ids(split) if task_id is None else np.empty(0, np.int64)
 
     def checked(self, task_id: Any) -> np.ndarray:
         """(E,) int64 from one id for all or an id for each.
@@ -67,22 +68,27 @@ class _Choice:
 def _built(tasks: TaskDistribution | str, settings: Mapping[str, Any]) -> TaskDistribution:
     if isinstance(tasks, str):
         module, name = tasks.split(":")
-        return getattr(importlib.import_module(module), name)(**settings)
+        distribution: TaskDistribution = getattr(importlib.import_module(module), name)(**settings)
+        return distribution
     if settings:
         raise ValueError(f"settings {', '.join(settings)} are for tasks given by name; {tasks!r} is built already")
     return tasks
 
 
 def _checked_render_mode(render_mode: str | None) -> str | None:
-    if render_mode not in (None, *RENDERING["render_modes"]):
-        raise ValueError(
-            f"render_mode must be None or one of {', '.join(RENDERING['render_modes'])}, got {render_mode!r}"
-        )
+    if render_mode not in (None, *RENDER_MODES):
+        raise ValueError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
     return render_mode
 
 
+def _begun(batch: TaskBatch | None) -> TaskBatch:
+    if batch is None:
+        raise ResetNeeded("no episode has begun: call reset() first")
+    return batch
+
+
 def _spaces(tasks: TaskDistribution) -> tuple[spaces.MultiDiscrete, spaces.Discrete]:
-    return spaces.MultiDiscrete(tasks.spec.observation_sizes), spaces.Discrete(tasks.spec.num_actions)
+    return spaces.MultiDiscrete(list(tasks.spec.observation_sizes)), spaces.Discrete(tasks.spec.num_actions)
 
 
 def _own_array(values: Tensor) -> np.ndarray:
@@ -114,7 +120,7 @@ class TaskEnv(gymnasium.Env):
         ValueError: a setting is wrong.
     """
 
-    metadata: ClassVar[dict[str, Any]] = RENDERING
+    metadata = RENDERING
 
     def __init__(
         self,
@@ -132,7 +138,7 @@ class TaskEnv(gymnasium.Env):
         self._batch: TaskBatch | None = None
 
     def _info(self) -> dict[str, Any]:
-        return {"task_id": int(self._batch.task_ids[0])}
+        return {"task_id": int(_begun(self._batch).task_ids[0])}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -145,11 +151,12 @@ class TaskEnv(gymnasium.Env):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """See `gymnasium.Env.step`."""
-        if self._batch is None:
-            raise ResetNeeded("call reset() before step()")
+        batch = _begun(self._batch)
         if not self.action_space.contains(action):
-            raise ValueError(f"the action must be a whole number from 0 to {self.action_space.n - 1}, got {action!r}")
-        after = self._batch.step(torch.tensor([int(action)], device=self._batch.state.device))
+            raise ValueError(
+                f"the action must be a whole number from 0 to {batch.spec.num_actions - 1}, got {action!r}"
+            )
+        after = batch.step(torch.tensor([int(action)], device=batch.state.device))
         return (
             _own_array(after.observations[0]),
             float(after.rewards[0]),
@@ -163,9 +170,8 @@ class TaskEnv(gymnasium.Env):
         if self.render_mode is None:
             gymnasium.logger.warn("nothing is rendered: choose a render_mode when making the environment")
             return None
-        if self._batch is None:
-            raise ResetNeeded("call reset() before render()")
-        return _frame(self.tasks.draw(int(self._batch.task_ids[0]), int(self._batch.state[0])), self.render_mode)
+        batch = _begun(self._batch)
+        return _frame(self.tasks.draw(int(batch.task_ids[0]), int(batch.state[0])), self.render_mode)
 
 
 class TaskVectorEnv(VectorEnv):
@@ -187,7 +193,7 @@ class TaskVectorEnv(VectorEnv):
         ValueError: a setting is wrong.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**RENDERING, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = RENDERING | {"autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
         self,
@@ -211,7 +217,8 @@ class TaskVectorEnv(VectorEnv):
         self._batch: TaskBatch | None = None
 
     def _info(self) -> dict[str, Any]:
-        return {"task_id": _own_array(self._batch.task_ids), "_task_id": np.ones(self.num_envs, dtype=bool)}
+        ids = _own_array(_begun(self._batch).task_ids)
+        return {"task_id": ids, "_task_id": np.ones(self.num_envs, dtype=bool)}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -222,56 +229,51 @@ class TaskVectorEnv(VectorEnv):
         self._batch = self.tasks.batch(ids, seed=int(self.np_random.integers(2**31)))
         return _own_array(self._batch.reset()), self._info()
 
-    def _checked_actions(self, actions: np.ndarray) -> Tensor:
-        actions = np.asarray(actions)
+    def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
+        actions, num_actions = np.asarray(actions), self.tasks.spec.num_actions
         whole = actions.dtype.kind in "iu" and actions.shape == (self.num_envs,)
-        if not whole or actions.min() < 0 or actions.max() >= self.single_action_space.n:
+        if not whole or actions.min() < 0 or actions.max() >= num_actions:
             raise ValueError(
-                f"actions must be {self.num_envs} whole numbers from 0 to {self.single_action_space.n - 1}, "
-                f"got {actions!r}"
+                f"actions must be {self.num_envs} whole numbers from 0 to {num_actions - 1}, got {actions!r}"
             )
-        return torch.as_tensor(actions, dtype=torch.int64, device=self._batch.state.device)
+        return actions.astype(np.int64)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """See `gymnasium.vector.VectorEnv.step`."""
-        if self._batch is None:
-            raise ResetNeeded("call reset() before step()")
-        after = self._batch.step(self._checked_actions(actions))
+        batch = _begun(self._batch)
+        after = batch.step(torch.as_tensor(self._checked_actions(actions), device=batch.state.device))
         observations, rewards = _own_array(after.observations), _own_array(after.rewards.double())
         terminated, truncated = _own_array(after.terminated), _own_array(after.truncated)
         done = terminated | truncated
         final: dict[str, Any] = {}
         if done.any():
-            final = self._final(observations, done)
-            observations = self._restart(done)
+            final = self._final(observations, _own_array(batch.task_ids), done)
+            observations = self._restart(batch, done)
         return observations, rewards, terminated, truncated, final | self._info()
 
-    def _final(self, observations: np.ndarray, done: np.ndarray) -> dict[str, Any]:
+    def _final(self, observations: np.ndarray, task_ids: np.ndarray, done: np.ndarray) -> dict[str, Any]:
         """What the episodes that have just ended leave behind, laid out as Gymnasium's own vector environments do."""
         last = np.full(self.num_envs, None, dtype=object)
         for env in np.flatnonzero(done):
             last[env] = observations[env].copy()
-        task_ids = np.where(done, _own_array(self._batch.task_ids), 0)
         return {
             "final_obs": last,
             "_final_obs": done.copy(),
-            "final_info": {"task_id": task_ids, "_task_id": done.copy()},
+            "final_info": {"task_id": np.where(done, task_ids, 0), "_task_id": done.copy()},
             "_final_info": done.copy(),
         }
 
-    def _restart(self, done: np.ndarray) -> np.ndarray:
+    def _restart(self, batch: TaskBatch, done: np.ndarray) -> np.ndarray:
         """Starts an episode where `done`; returns all (E, D) observations."""
-        device = self._batch.state.device
-        where = torch.as_tensor(done, device=device)
-        self._batch.assign(torch.as_tensor(self._choice.next(self.np_random), device=device), where)
-        return _own_array(self._batch.reset(where))
+        where = torch.as_tensor(done, device=batch.state.device)
+        batch.assign(torch.as_tensor(self._choice.next(self.np_random), device=batch.state.device), where)
+        return _own_array(batch.reset(where))
 
     def render(self) -> tuple[str | np.ndarray, ...] | None:
         """The rooms from above, in the chosen `render_mode`."""
         if self.render_mode is None:
             gymnasium.logger.warn("nothing is rendered: choose a render_mode when making the environment")
             return None
-        if self._batch is None:
-            raise ResetNeeded("call reset() before render()")
-        pairs = zip(self._batch.task_ids.tolist(), self._batch.state.tolist(), strict=True)
+        batch = _begun(self._batch)
+        pairs = zip(batch.task_ids.tolist(), batch.state.tolist(), strict=True)
         return tuple(_frame(self.tasks.draw(task_id, state), self.render_mode) for task_id, state in pairs)

@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import filelock
 import yaml
 
 from distillery.core.protocols import ServedModel
+from distillery.tracking.colors import line_color
 from distillery.tracking.provenance import Pipeline, current_pipeline, output_md5, provenance_tags, root
 
 logger = logging.getLogger(__name__)
@@ -111,15 +113,16 @@ class MlflowTracker:
         Raises:
             ValueError: the store cannot be reached or cannot be used.
         """
-        errors = _store_errors()
+        # A database whose driver is not installed is found out on import.
+        errors: tuple[type[Exception], ...] = (*_store_errors(), ImportError)
         try:
             with _impatient():
                 self.open()
-        # A database whose driver is not installed is found out on import.
-        except (*errors, ImportError) as error:
+        except errors as error:
             raise ValueError(
                 f"runs cannot be tracked in {self.uri}: {_first_line(error)}; start the MLflow server or correct the "
-                "address, or unset MLFLOW_TRACKING_URI to use the local database, or track nothing with `tracking=none`"
+                "address, or unset MLFLOW_TRACKING_URI to use the local database, or track nothing with "
+                "`tracking=none`"
             ) from error
 
     def open(self) -> tuple[Any, str]:
@@ -210,11 +213,10 @@ class MlflowRun:
                 self._pipeline = PipelineRun(self._tracker, pipeline)
                 self._pipeline.begin(tags)
             above = self._pipeline.id if self._pipeline else parent
-            given = dict(tags)
-            for key, value in (("mlflow.parentRunId", above), ("mlflow.note.content", description)):
-                if value:
-                    given[key] = value
-            self.id = self._client.create_run(experiment_id, tags=resolve_tags(given), run_name=name).info.run_id
+            color = line_color(tags["experiment"], tags["agent"]) if {"experiment", "agent"} <= set(tags) else None
+            own = {"mlflow.parentRunId": above, "mlflow.note.content": description, "mlflow.runColor": color}
+            given = resolve_tags({**tags, **{key: value for key, value in own.items() if value}})
+            self.id = self._client.create_run(experiment_id, tags=given, run_name=name).info.run_id
 
         self._attempt(create)
 
@@ -247,9 +249,11 @@ class MlflowRun:
         """Sends what was logged."""
         metrics, self._metrics = self._metrics, []
         for first in range(0, len(metrics), MAX_METRICS_PER_CALL):
-            batch = metrics[first : first + MAX_METRICS_PER_CALL]
-            self._attempt(lambda batch=batch: self._client.log_batch(self.id, metrics=batch))
+            self._attempt(partial(self._send_metrics, metrics[first : first + MAX_METRICS_PER_CALL]))
         self._last_flush = time.monotonic()
+
+    def _send_metrics(self, metrics: list[Any]) -> None:
+        self._client.log_batch(self.id, metrics=metrics)
 
     def log_dataset(self, folder: Path, *, context: str) -> None:
         """See `TrackedRun.log_dataset`."""
@@ -322,7 +326,7 @@ class MlflowRun:
         if self.id:
             self._attempt(lambda: self._client.set_terminated(self.id, status))
         if self._pipeline is not None:
-            self._attempt(lambda: self._pipeline.end(status))
+            self._attempt(partial(self._pipeline.end, status))
 
     def _attempt(self, action: Callable[[], Result]) -> Result | None:
         if self._broken:
@@ -386,7 +390,7 @@ def _signature(inputs: Mapping[str, Any], output: Any) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    given = [TensorSpec(array.dtype, (-1, -1, *array.shape[2:]), name) for name, array in inputs.items()]
+    given: list[Any] = [TensorSpec(array.dtype, (-1, -1, *array.shape[2:]), name) for name, array in inputs.items()]
     return ModelSignature(Schema(given), Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))]))
 
 

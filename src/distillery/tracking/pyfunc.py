@@ -7,6 +7,7 @@ arrays, as the signature tells.
 
 from pathlib import Path
 from pydoc import locate
+from typing import Any, cast
 
 import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
@@ -15,15 +16,17 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 class Checkpoint(PythonModel):
     """A checkpoint as an MLflow model."""
 
+    # MLflow would make a schema of the hints of `predict`, or ask for them; the signature says more than they could.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: PythonModelContext) -> None:
         """Builds the model that the checkpoint describes."""
         name = context.model_config["loader"]
-        loader = locate(name)
+        loader = cast(Any, locate(name))
         if loader is None:
             raise ValueError(f"{name} cannot be imported; install the version of distillery that logged this model")
         self._model = loader(Path(context.artifacts["checkpoint"]))
 
-    # Without types: MLflow would take them for a schema of its own, and the signature says more.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Calls the model with the named arrays."""
         return self._model(**model_input)
