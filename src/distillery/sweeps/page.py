@@ -12,7 +12,7 @@ SCORE = "validation score"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } .lead, figcaption { color: #555; } figure { margin: 0; }
-pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; }
+pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 tr.best { font-weight: 600; } tr.pruned, tr.fail { color: #777; }
@@ -66,7 +66,7 @@ def _sections(study: optuna.Study) -> Iterator[str]:
     yield _section(
         "While they trained",
         "Each trial's score at its validations, by update; lines that end early were pruned.",
-        lambda: plots.plot_intermediate_values(study),
+        lambda: plots.plot_intermediate_values(study).update_layout(xaxis_title="update", yaxis_title=SCORE),
     )
     yield _section(
         "One parameter at a time", "Completed trials only.", lambda: plots.plot_slice(study, params=searched, **named)
