@@ -108,10 +108,15 @@ def test_ticked_runs_are_overlaid(server, browser, tmp_path: Path):
     metric = CURVE.format(split="held_out")
     link = f"//a[normalize-space()='{metric}']"
     wait_for(lambda: browser.find_element(By.XPATH, link).click() or True, "the in-context curve")
-    lines = ".js-plotly-plot .scatterlayer .trace path.js-line"
-    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, lines)) == 2, "two lines in one chart")
-    legend = [entry.text for entry in browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .legendtext")] or [text()]
-    assert all(any(name in entry for entry in legend) for name in ("room/ad", "room/ed"))
+
+    def shapes() -> set[str]:
+        # Each line is drawn twice: as logged, and smoothed.
+        drawn = browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer .trace path.js-line")
+        return {path.get_attribute("d") for path in drawn}
+
+    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")) == 1, "one chart")
+    wait_for(lambda: len(shapes()) == 2, "two lines in the chart")
+    wait_for(lambda: all(f"{name} ({metric})" in text() for name in ("room/ad", "room/ed")), "a legend with both runs")
     wait_for(lambda: text().count(f"(step={NUM_EPISODES})") >= 2, "the last episode of both runs")
     if picture := os.environ.get("DISTILLERY_SCREENSHOT"):
         browser.save_screenshot(picture)

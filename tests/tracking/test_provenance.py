@@ -91,4 +91,3 @@ def test_a_folder_is_hashed_as_dvc_hashes_it(tmp_path: Path):
     (folder / "b.txt").write_text("b")
     (folder / "deep" / "a.txt").write_text("a")
     assert folder_md5(folder) == "4e58b00c567a5d5b9c15ce097fcb0921.dir"
-

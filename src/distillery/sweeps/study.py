@@ -24,6 +24,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -43,6 +44,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 # A trial that takes its worker down is tried this often again.
 MAX_RETRIES = 2
+# An exception raised by a signal can land where Python drops it, in a finaliser for one; this does not get lost.
+_stopping = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Attempt:
 
     def report(self, score: float, step: int) -> None:
         """Tells how it goes; raises if the trial is not worth going on with, which the function must let pass."""
+        if _stopping.is_set():
+            raise KeyboardInterrupt
         self._trial.report(score, step)
         # The default is what others are held against, so it is always followed to its end.
         if not self._trial.user_attrs.get("default") and self._trial.should_prune():
@@ -122,7 +127,7 @@ def open_study(settings: StudySettings, *stream: str | int) -> optuna.Study:
     Raises:
         ValueError: the storage cannot be opened.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are told below, interruptions need no traceback
     try:
         study = optuna.create_study(
             study_name=settings.name, storage=_storage(settings), direction="maximize", load_if_exists=True
@@ -229,6 +234,7 @@ class _Objective:
             raise
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
+            logger.warning("trial %d failed", trial.number, exc_info=True)
             raise
         return score
 
@@ -250,7 +256,7 @@ def work(settings: StudySettings, function: TrialFunction, on_finished: OnFinish
 
     def stop_when_spent(study: optuna.Study, trial: FrozenTrial) -> None:
         parent = multiprocessing.parent_process()
-        if spent(study, settings) or (parent is not None and not parent.is_alive()):
+        if _stopping.is_set() or spent(study, settings) or (parent is not None and not parent.is_alive()):
             study.stop()
 
     if not spent(study, settings):
@@ -318,7 +324,7 @@ class Session:
         self._stream: tuple[str | int, ...] = ()
 
     def __enter__(self) -> "Session":
-        self._handler = stop_on_terminate()
+        self._handlers = stop_on_signals(signal.SIGINT, signal.SIGTERM)
         if self._presence is not None:
             self._presence.__enter__()
         try:
@@ -333,8 +339,8 @@ class Session:
     ) -> None:
         if self._presence is not None:
             self._presence.__exit__()
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _join(self) -> None:
         alone = self._presence is not None and self._presence.alone()
@@ -432,15 +438,17 @@ class Session:
         try:
             for worker in workers:
                 worker.start()
-            for worker in workers:
-                worker.join()
+            # Waiting in short naps, since a signal that another thread takes does not end an endless wait.
+            while any(worker.is_alive() for worker in workers):
+                if _stopping.is_set():
+                    raise KeyboardInterrupt
+                connection.wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.5)
         except KeyboardInterrupt:
-            for worker in workers:
-                if worker.pid is not None:
-                    worker.terminate()
-            for worker in workers:
-                if worker.pid is not None:
-                    worker.join()
+            started = [worker for worker in workers if worker.pid is not None]
+            for worker in started:
+                worker.terminate()
+            for worker in started:
+                worker.join()
             raise
         return [worker.exitcode or 0 for worker in workers]
 
@@ -450,7 +458,7 @@ def _worker(
 ) -> None:
     # A terminal sends Ctrl-C to all its processes; workers leave it to their parent, which terminates them once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_on_terminate()
+    stop_on_signals(signal.SIGTERM)
     journal = settings.journal
     presence = None if journal is None else Presence(journal).__enter__()
     try:
@@ -465,13 +473,15 @@ def _worker(
             presence.__exit__()
 
 
-def stop_on_terminate() -> Any:
-    """Makes SIGTERM stop a trial as Ctrl-C does, once; returns the handler before, None off the main thread."""
+def stop_on_signals(*signals: signal.Signals) -> dict[signal.Signals, Any]:
+    """Makes signals stop a trial, once; returns the handlers before, none off the main thread."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        if not _stopping.is_set():
+            _stopping.set()
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, stop)
+        return {}
+    _stopping.clear()
+    return {number: signal.signal(number, stop) for number in signals}
