@@ -92,9 +92,9 @@ def test_what_was_tried_before_is_answered_from_memory(tmp_path):
     assert sum("same_as" in trial.user_attrs for trial in trials) == 6
 
 
-@pytest.mark.parametrize("ending", ["kill", "terminate"])
-def test_a_trial_whose_worker_died_is_tried_again(tmp_path, ending):
-    program = [sys.executable, str(Path(__file__).with_name("trials.py")), str(tmp_path)]
+@pytest.mark.parametrize(("ending", "num_workers"), [(signal.SIGKILL, 1), (signal.SIGINT, 2)])
+def test_a_trial_whose_worker_ended_is_tried_again(tmp_path, ending, num_workers):
+    program = [sys.executable, str(Path(__file__).with_name("trials.py")), str(tmp_path), str(num_workers)]
     worker = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
     assert worker.stdout.readline() == "hanging\n"
     study = open_study(settings(tmp_path))
@@ -103,8 +103,8 @@ def test_a_trial_whose_worker_died_is_tried_again(tmp_path, ending):
     with Session(settings(tmp_path), DEFAULT, {}) as session:
         assert not session.alone()
         assert states(session.study.get_trials())[2] == "RUNNING"
-    worker.send_signal(signal.SIGKILL if ending == "kill" else signal.SIGTERM)
-    assert worker.wait(timeout=20) == (-signal.SIGKILL if ending == "kill" else 130)
+    worker.send_signal(ending)
+    assert worker.wait(timeout=20) == (-signal.SIGKILL if ending == signal.SIGKILL else 130)
     trials = run(settings(tmp_path))
     assert trials[2].state == TrialState.FAIL
     retry = next(trial for trial in trials if trial.user_attrs.get("retry_of") == 2)

@@ -1,5 +1,6 @@
 """Trial functions that worker processes can import, and a program that is killed in the middle of a trial."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,8 +36,9 @@ def hanging(attempt: Attempt) -> float:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     with Session(settings(Path(sys.argv[1])), DEFAULT, {}) as session:
         try:
-            session.run(hanging)
+            session.run(hanging, num_workers=int(sys.argv[2]))
         except KeyboardInterrupt:
             sys.exit(130)

@@ -4,6 +4,7 @@ Letters: E parallel environments or learners, S states, A actions, B batch, T en
 dimensions.
 """
 
+import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillery.core.records import Context, EpisodeBatch, Transition
 from distillery.core.specs import TaskSpec
@@ -101,8 +102,8 @@ class Source(Protocol):
         """The whole histories, one episode of all learners at a time."""
 
 
-class SequenceModel(Protocol):
-    """Predicts the next action from everything before it and the current observation; a `torch.nn.Module`.
+class SequenceModel(nn.Module, abc.ABC):
+    """Predicts the next action from everything before it and the current observation.
 
     Attributes:
         spec: the task family the model was built for.
@@ -111,25 +112,24 @@ class SequenceModel(Protocol):
 
     spec: TaskSpec
     context_length: int
-    training: bool
 
-    def __call__(self, context: Context) -> Tensor:
+    @abc.abstractmethod
+    def forward(self, context: Context) -> Tensor:
         """(B, T, A) logits of the action at every step, each from the steps before it and its own observation."""
 
+    @abc.abstractmethod
     def new_cache(self, batch_size: int) -> Any:
         """The empty context of B fresh lifetimes, for `act`."""
 
+    @abc.abstractmethod
     def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: Any) -> Tensor:
-        """(B, A) logits for the current step of B lifetimes; the cache takes the step in."""
+        """(B, A) logits for the current step of B lifetimes; the cache takes the step in.
 
-    def train(self, mode: bool = True) -> Any:
-        """As of `torch.nn.Module`."""
-
-    def eval(self) -> Any:
-        """As of `torch.nn.Module`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """As of `torch.nn.Module`."""
+        Args:
+            observations: (B, D) int64, the current observations.
+            previous: the actions, (B,) int64, and rewards, (B,) float32, of the step before; None at the first.
+            cache: from `new_cache`, changed in place.
+        """
 
 
 class ServedModel(Protocol):

@@ -69,7 +69,7 @@ def _write_steps(path: Path, lifetimes: Lifetimes) -> None:
     """Observations (K, N, T, D), actions (K, N, T), returns (K, N) and task ids (K,) of each task's first seed."""
     first = lifetimes.seeds == 0
     arrays = {"task_ids": lifetimes.task_ids[first], "returns": lifetimes.returns[first]}
-    if lifetimes.observations is not None:
+    if lifetimes.observations is not None and lifetimes.actions is not None and lifetimes.num_steps is not None:
         arrays |= {
             "observations": lifetimes.observations[first],
             "actions": lifetimes.actions[first],

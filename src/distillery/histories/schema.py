@@ -3,7 +3,7 @@
 Rules look at rows and their neighbours, so they hold per shard: a history is never split over shards.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import pandera.polars as pa
@@ -75,7 +75,7 @@ def validate_steps(
     return dict.fromkeys(rules, frame.height)
 
 
-def _obeys(rule: pl.Expr):
+def _obeys(rule: pl.Expr) -> Callable[[pa.PolarsData], pl.LazyFrame]:
     return lambda data: data.lazyframe.select(rule)
 
 

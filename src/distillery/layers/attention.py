@@ -42,6 +42,7 @@ class Rotary(nn.Module):
         num_turning = round(num_pairs * fraction)
         frequencies = torch.zeros(num_pairs)
         frequencies[:num_turning] = base ** (-torch.arange(num_turning) / max(num_turning, 1))
+        self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +110,7 @@ class WindowAttention(nn.Module):
         self.out_projection = nn.Linear(width, width)
         self.rotary = Rotary(self.head_width, fraction=rotary_fraction) if positions == "rotary" else None
         slopes = alibi_slopes(num_heads) if positions == "alibi" else None
+        self.slopes: Tensor | None
         self.register_buffer("slopes", slopes, persistent=False)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,13 +129,13 @@ class WindowAttention(nn.Module):
         if self.rotary is not None:
             turns = self.rotary.turns(torch.arange(num_tokens, device=x.device))
             queries, keys = self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
-        mask = None
-        if num_tokens > self.window or self.slopes is not None:
-            mask = banded_mask(num_tokens, self.window, x.device)
+        mask = None  # plain causal attention, where the window holds the whole sequence
         if self.slopes is not None:
             steps = torch.arange(num_tokens, device=x.device)
             bias = -self.slopes[:, None, None] * (steps[:, None] - steps)  # (H, S, S)
-            mask = bias.to(x.dtype).masked_fill(~mask, float("-inf"))
+            mask = bias.to(x.dtype).masked_fill(~banded_mask(num_tokens, self.window, x.device), float("-inf"))
+        elif num_tokens > self.window:
+            mask = banded_mask(num_tokens, self.window, x.device)
         heads = F.scaled_dot_product_attention(
             queries,
             keys,

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.layers.attention import LayerCache, WindowAttention
-from distillery.models.base import SequenceModel
 
 
 class StepEmbedding(nn.Module):
@@ -83,7 +83,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, position: int | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, S, W) to (B, S, W); with a cache, the one token at `position`."""
         attended = self.attention_norm(x) if self.pre_norm else x
-        attended = self.attention(attended) if cache is None else self.attention.step(attended, position, cache)
+        if cache is None or position is None:
+            attended = self.attention(attended)
+        else:
+            attended = self.attention.step(attended, position, cache)
         x = x + self.dropout(attended)
         if not self.pre_norm:
             x = self.attention_norm(x)
@@ -224,7 +227,8 @@ class CausalTransformer(SequenceModel):
         """See `SequenceModel.new_cache`."""
         if self.position_embedding is not None:
             return TransformerCache([])
-        return TransformerCache([block.attention.new_cache(batch_size) for block in self.blocks])
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return TransformerCache([block.attention.new_cache(batch_size) for block in blocks])
 
     def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache) -> Tensor:
         """See `SequenceModel.act`; with absolute positions the last c steps are computed afresh."""

@@ -3,6 +3,8 @@
 python -m distillery.stages.baselines -cd data/resolved/experiments -cn dark_room
 """
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from distillery.core.protocols import Source, TaskDistribution, Tracker
@@ -25,7 +27,7 @@ def baselines(config: DictConfig) -> None:
     for split in REPORTED_SPLITS:
         seeds = {} if split == "held_out" else {"num_seeds": config.evaluation.train_seeds}
         evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
-        size = {"num_episodes": evaluation.num_episodes, "num_seeds": evaluation.num_seeds}
+        size: dict[str, Any] = {"num_episodes": evaluation.num_episodes, "num_seeds": evaluation.num_seeds}
         where = (tasks, tasks.task_ids(split))
         seed = stream_seed(config.seed, "evaluation", split)
         lifetimes["source"][split] = run_source(*where, source=source, seed=seed, **size)

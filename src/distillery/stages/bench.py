@@ -77,7 +77,7 @@ def bench_sources(room: DarkRoom) -> list[Row]:
     """Batched sources against plain loops, in learner-steps per second."""
     ids = np.repeat(room.task_ids("train"), 80)
 
-    def run(source) -> Callable[[], int]:
+    def run(source: QLearning | Explorer) -> Callable[[], int]:
         return lambda: sum(len(ids) * 20 for _ in source.run(room, ids, seed=0))
 
     q_learning = rate(run(QLearning(num_episodes=50, epsilon_start=0.5, initial_value=20.0)))

@@ -4,6 +4,7 @@ python -m distillery.stages.collect experiment=dark_room dataset=try
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -55,7 +56,7 @@ def collect(config: DictConfig) -> None:
     source: Source = build(config.sources)
     selection: Selection = build(config.histories.collection.selection)
     splits, oracle = tasks.splits(), tasks.oracle_returns()
-    layout = {"spec": tasks.spec, "splits": splits, "num_episodes": source.num_episodes}
+    layout: dict[str, Any] = {"spec": tasks.spec, "splits": splits, "num_episodes": source.num_episodes}
     all_kept, all_ids = [], []
     with (
         whole_folder(histories_folder(config, "learning")) as learning_folder,

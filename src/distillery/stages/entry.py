@@ -45,7 +45,7 @@ def build(node: DictConfig | Mapping[str, Any], **values: Any) -> Any:
     Raises:
         ValueError: the node names no class of this package, or the class refuses its settings.
     """
-    settings = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    settings: dict[str, Any] = plain(node) if isinstance(node, DictConfig) else dict(node)
     target = str(settings.pop("_target_", None))
     if not target.startswith("distillery."):
         raise ValueError(f"_target_ must name a class of distillery, got {target!r}")
@@ -57,7 +57,9 @@ def build(node: DictConfig | Mapping[str, Any], **values: Any) -> Any:
 
 def plain(node: DictConfig) -> dict[str, Any]:
     """A configuration node as plain containers, interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True)
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def root() -> Path:

@@ -3,6 +3,8 @@
 python -m distillery.stages.evaluate -cd data/resolved/experiments -cn dark_room agent=ad
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
@@ -24,7 +26,7 @@ from distillery.training.checkpoints import load_weights, read_checkpoint_info
 REPORTED_SPLITS = ("held_out", "train")
 
 
-def load_model(folder, tasks: TaskDistribution) -> SequenceModel:
+def load_model(folder: Path, tasks: TaskDistribution) -> SequenceModel:
     """Builds the model a checkpoint describes and loads its weights.
 
     Raises:

@@ -37,9 +37,9 @@ _CODE = ("core", "evaluation", "histories", "layers", "models", "tasks", "traini
 def fingerprint(config: DictConfig, content_hash: str) -> str:
     """Hex SHA-256 of everything that decides a training's result: settings, data, seed and code."""
     digest = hashlib.sha256()
-    settings = {key: plain(config[key]) for key in ("tasks", "models", "training")}
+    settings: dict[str, Any] = {key: plain(config[key]) for key in ("tasks", "models", "training")}
     settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
-    settings |= {"agent": plain(agent_settings(config)), "torch": torch.__version__}
+    settings |= {"agent": plain(agent_settings(config)), "torch": str(torch.__version__)}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     package = Path(distillery.__file__).parent
     for wing in _CODE:
@@ -50,13 +50,13 @@ def fingerprint(config: DictConfig, content_hash: str) -> str:
 
 def validation(
     config: DictConfig, tasks: TaskDistribution, device: str
-) -> Callable[[torch.nn.Module], dict[str, float]]:
+) -> Callable[[SequenceModel], dict[str, float]]:
     """Scores a model on validation tasks, the same lifetimes' seeds each time."""
     lifetimes: InContextEvaluation = build(config.training.validation)
     seed = stream_seed(config.seed, "validation")
     task_ids, oracle = tasks.task_ids("validation"), tasks.oracle_returns()
 
-    def validate(model: torch.nn.Module) -> dict[str, float]:
+    def validate(model: SequenceModel) -> dict[str, float]:
         result = lifetimes.run(model, tasks, task_ids, seed=seed, device=device)
         return dict(validation_score(result, oracle))
 
@@ -104,6 +104,7 @@ def train_model(
         show_progress=runtime.progress,
         workers=workers,
     )
+    assert progress.best_weights is not None  # the last update is always validated
     model.load_state_dict(progress.best_weights)
     return model, progress, metadata.content_hash
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.training.checkpoints import load_training_state, save_training_state
 from distillery.training.distributed import Workers
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Learner(Protocol):
     """Updates a model; `distillery.training.supervised` has the first."""
 
-    model: torch.nn.Module
+    model: SequenceModel
 
     def update(self, context: Context, update: int) -> dict[str, Tensor]: ...
 
@@ -95,7 +96,7 @@ def fit(
     learner: Learner,
     draw: Callable[[int], Context],
     schedule: Schedule,
-    validate: Callable[[torch.nn.Module], dict[str, float]],
+    validate: Callable[[SequenceModel], dict[str, float]],
     *,
     state_file: Path | None = None,
     fingerprint: str = "",

@@ -85,15 +85,16 @@ class SupervisedLearner:
         self._initial_fraction, self._final_fraction = initial_fraction, final_fraction
         self._gradient_clip, self._label_smoothing = gradient_clip, label_smoothing
         self._bfloat16, self._workers = bfloat16, workers or Workers()
-        decay = {"weight_decay": weight_decay}
         self._optimisers: list[torch.optim.Optimizer] = []
         matrices = _block_matrices(model) if optimiser == "muon" else []
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
         if matrices:
-            self._optimisers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, **decay))
+            self._optimisers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
         self._optimisers.append(
-            torch.optim.AdamW(others, lr=learning_rate, betas=tuple(betas), fused=fused or None, **decay)
+            torch.optim.AdamW(
+                others, lr=learning_rate, betas=(betas[0], betas[1]), fused=fused or None, weight_decay=weight_decay
+            )
         )
         self._peak_rates = [optimiser.param_groups[0]["lr"] for optimiser in self._optimisers]
 
