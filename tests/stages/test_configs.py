@@ -90,6 +90,12 @@ def test_unknown_names_are_refused(params):
     assert "'dark_hall'" in refusal(params, "dark_hall")
 
 
+def test_numbers_as_dvc_writes_them_are_numbers(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("datasets: {}\nexperiments: {a: {set: {training: {learner: {learning_rate: 1e-05}}}}}\n")
+    assert load_params(path)["experiments"]["a"]["set"]["training"]["learner"]["learning_rate"] == 1e-5
+
+
 def test_two_experiments_may_share_a_dataset_and_differ(params):
     params["experiments"]["wide"] = {"dataset": "dark_room-q_learning", "set": {"models": {"width": 128}}}
     wide, plain = (compose_entry(params, "experiments", name) for name in ("wide", "dark_room"))

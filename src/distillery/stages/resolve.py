@@ -16,6 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from distillery.core.files import whole_file
 from distillery.core.seeding import stream_seed
@@ -33,8 +35,9 @@ def load_params(path: Path = Path("params.yaml")) -> dict[str, Any]:
         ValueError: missing or not the expected mapping.
     """
     try:
-        params = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, yaml.YAMLError) as error:
+        # YAML 1.2, in which 1e-05, as DVC writes it, is a number.
+        params = YAML(typ="safe").load(path.read_text())
+    except (FileNotFoundError, YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     for section in ("datasets", "experiments"):
         if not isinstance(params, dict) or not isinstance(params.get(section), dict):
