@@ -11,6 +11,9 @@ from distillery.core.files import whole_folder, write_json
 from distillery.core.records import Lifetimes
 from distillery.evaluation.metrics import curve_rows, summarise, task_rows
 
+# What is reported; validation tasks select, and are not.
+REPORTED_SPLITS = ("held_out", "train")
+
 LIFETIMES_FILE = "lifetimes.parquet"
 CURVES_FILE = "curves.csv"
 TASKS_FILE = "tasks.csv"

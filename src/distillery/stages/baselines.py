@@ -11,9 +11,8 @@ from distillery.core.protocols import Source, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.in_context import InContextEvaluation
-from distillery.evaluation.storage import write_evaluation
+from distillery.evaluation.storage import REPORTED_SPLITS, write_evaluation
 from distillery.stages.entry import build, evaluation_folder, stage
-from distillery.stages.evaluate import REPORTED_SPLITS
 from distillery.stages.tracked import track_evaluation
 
 

@@ -11,7 +11,7 @@ from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
 from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
-from distillery.evaluation.storage import write_evaluation
+from distillery.evaluation.storage import REPORTED_SPLITS, write_evaluation
 from distillery.stages.entry import (
     agent_settings,
     build,
@@ -22,8 +22,6 @@ from distillery.stages.entry import (
 )
 from distillery.stages.tracked import track_evaluation
 from distillery.training.checkpoints import load_weights, read_checkpoint_info
-
-REPORTED_SPLITS = ("held_out", "train")
 
 
 def load_model(folder: Path, tasks: TaskDistribution) -> SequenceModel:
