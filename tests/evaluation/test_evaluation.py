@@ -11,9 +11,10 @@ from distillery.core.records import Lifetimes
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
 from distillery.evaluation.metrics import (
-    bootstrap_interval,
+    bootstrap_means,
     curve_rows,
     episodes_to_reference,
+    interval,
     summarise,
     task_rows,
     validation_score,
@@ -144,17 +145,36 @@ def test_summary_by_hand():
     assert summary["failed_lifetimes"] == 0.5
     # Fractions are 0.8, 1.2, 0.2 and 0; without the lowest and the highest quarter, 0.2 and 0.8 remain.
     assert summary["oracle_fraction_iqm"] == pytest.approx(0.5)
-    assert summary["final_return_ci95"] == [1.0, 5.0]  # two tasks: a resample has one of them twice, or both
+    # A mean of 0 needs task 5 twice and its seed 1 four times, 1 in 64, which is less than 2.5 %; 0.5 is the next.
+    assert summary["final_return_ci95"] == [0.5, 5.5]
     assert [row["task_id"] for row in task_rows(lifetimes, oracle)] == [5, 3]
-    assert curve_rows(lifetimes)[-1] == {"episode": 20, "return": 3.0, "low": 1.0, "high": 5.0}
+    assert curve_rows(lifetimes)[-1] == {"episode": 20, "return": 3.0, "low": 0.5, "high": 5.5}
     assert validation_score(lifetimes, oracle)["score"] == pytest.approx(0.2)
 
 
 def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
     generator = np.random.default_rng(0)
-    samples = generator.normal(1.0, 2.0, size=(40, 300))  # 300 experiments of 40 tasks
-    low, high = bootstrap_interval(samples)
+    tasks = generator.normal(1.0, 2.0, size=(40, 1, 300))  # 300 experiments of 40 tasks
+    samples = tasks + generator.normal(0.0, 1.0, size=(40, 5, 300))  # and 5 seeds each
+    low, high = interval(bootstrap_means(samples)[0])
     assert 0.90 <= ((low <= 1.0) & (high >= 1.0)).mean() <= 0.98
+
+
+def test_seeds_are_resampled_within_their_task():
+    values = np.array([[0.0, 1.0], [10.0, 10.0]])
+    means, drawn = bootstrap_means(values)
+    only_second = (drawn == 1).all(1)
+    assert set(means[only_second]) == {10.0}
+    only_first = (drawn == 0).all(1)
+    assert set(means[only_first]) == {0.0, 0.25, 0.5, 0.75, 1.0}
+
+
+def test_an_agent_at_one_level_everywhere_has_a_tight_interval_of_the_fraction():
+    oracle = np.linspace(13, 20, 16)
+    returns = np.repeat(0.95 * oracle[:, None], 20, 1).astype(np.float32)
+    summary = summarise(Lifetimes(np.arange(16), np.zeros(16, int), returns), oracle)
+    assert summary["oracle_fraction_ci95"] == pytest.approx([0.95, 0.95], abs=1e-4)
+    assert summary["final_return_ci95"][1] - summary["final_return_ci95"][0] > 1
 
 
 def test_an_evaluation_on_disk_holds_every_return(tmp_path, room):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -16,6 +18,7 @@ from distillery.histories.reader import open_packed, validate_dataset
 from distillery.histories.schema import validate_learning, validate_steps
 from distillery.histories.selection import Selection, select_learners
 from distillery.histories.writer import HistoryWriter, steps_frame
+from tests.conftest import write_dataset
 
 
 def edit_shard(folder, change) -> None:
@@ -68,17 +71,69 @@ def test_episodes_of_unequal_length_survive(tmp_path, room):
 
 
 def test_same_seed_same_bytes(tmp_path, room, learning_episodes):
-    from tests.conftest import write_dataset
-
     for name in ("a", "b"):
         write_dataset(tmp_path / name, room, *learning_episodes)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_shard_layout_does_not_change_the_content_hash_of_metadata_free_of_time(dataset):
+def test_the_content_hash_does_not_depend_on_the_shards(tmp_path, room, learning_episodes):
+    task_ids, episodes = learning_episodes
+    write_dataset(tmp_path / "two", room, task_ids, episodes)
+    (tmp_path / "one").mkdir()
+    writer = HistoryWriter(
+        tmp_path / "one", kind="learning", spec=room.spec, splits=room.splits(), num_episodes=len(episodes)
+    )
+    writer.append(episodes, task_ids)
+    one = writer.seal(tasks={}, source={}, seed=0, selection={})
+    two = Metadata.read(tmp_path / "two")
+    assert (len(one.shards), len(two.shards)) == (1, 2)
+    assert one.content_hash == two.content_hash
+
+
+def test_metadata_tell_neither_time_nor_commit(dataset):
+    text = (dataset / "metadata.json").read_text()
+    assert not re.search(r"20\d\d-|commit|[0-9a-f]{40}(?![0-9a-f])", re.sub(r"[0-9a-f]{64}", "", text))
+
+
+def test_a_task_in_two_splits_is_refused(dataset):
     values = json.loads((dataset / "metadata.json").read_text())
-    assert not re.search(r"time|date|commit", json.dumps(list(values)))
+    values["splits"]["train"] += values["splits"]["held_out"]
+    (dataset / "metadata.json").write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match="in more than one split"):
+        validate_dataset(dataset)
+
+
+def test_metadata_without_a_field_are_refused(dataset):
+    values = json.loads((dataset / "metadata.json").read_text())
+    del values["splits"]["train"]
+    (dataset / "metadata.json").write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match=r"metadata\.json lacks or misnames a field"):
+        Metadata.read(dataset)
+
+
+def test_a_damaged_expansion_is_made_again(dataset, tmp_path):
+    _, packed = open_packed(dataset, tmp_path / "packed")
+    expected = packed.steps.copy()
+    file = next((tmp_path / "packed").glob("*/steps.npy"))
+    content = file.read_bytes()
+    file.chmod(0o644)
+    for damaged in (content[: len(content) // 2], b"", content[:-6] + b"x" * 3):
+        file.write_bytes(damaged)
+        np.testing.assert_array_equal(open_packed(dataset, tmp_path / "packed")[1].steps, expected)
+
+
+_EXPAND = """
+import sys
+from distillery.histories.reader import open_packed
+print(len(open_packed(sys.argv[1], sys.argv[2])[1].steps))
+"""
+
+
+def test_several_processes_may_expand_at_once(dataset, tmp_path):
+    command = [sys.executable, "-c", _EXPAND, str(dataset), str(tmp_path / "packed")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert {process.communicate()[0].strip() for process in processes} == {str(36 * 30 * 8)}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,17 @@ SOURCES = {
 }
 SPLIT_SEEDS = {"held_out": 1, "train": 2}
 
+ROOM = {
+    "_target_": "distillery.tasks.dark_room.DarkRoom",
+    "width": 9,
+    "height": 9,
+    "episode_steps": 20,
+    "reward": "every_step",
+    "start": "centre",
+    "walls": "clip",
+    "termination": "never",
+}
+
 
 def woven(poor: Lifetimes, good: Lifetimes, share: np.ndarray, seed: int) -> Lifetimes:
     """Lifetimes whose episode n is the good one with probability share[n], else the poor one."""
@@ -85,7 +96,7 @@ def write_pipeline(root: Path, *, num_episodes: int = 30, num_seeds: int = 2) ->
             "dataset": dataset,
             "seed": 0,
             "runtime": {"device": "cpu"},
-            "tasks": {"_target_": "distillery.tasks.dark_room.DarkRoom", "width": 9, "height": 9},
+            "tasks": dict(ROOM),
             "sources": {"_target_": f"distillery.sources.{module}.{name}", "num_episodes": source.num_episodes},
         }
         path = root / "data/resolved/experiments" / f"{experiment}.yaml"
@@ -96,9 +107,9 @@ def write_pipeline(root: Path, *, num_episodes: int = 30, num_seeds: int = 2) ->
         )
         for agent, by_split in made[experiment].items():
             folder = root / "data/evaluations" / experiment / agent
-            write_evaluation(folder, by_split, oracle, agent=agent, weights=None)
-        for agent, level in (("ad", 15.5), ("ed", 1.0)):
-            write_json(root / "models" / experiment / agent / "model.json", {"training": training(number, level)})
+            level = {"ad": 15.5, "ed": 1.0}.get(agent)
+            told = None if level is None else training(number, level)
+            write_evaluation(folder, by_split, oracle, agent=agent, weights=None, training=told)
         write_dataset(root, experiment, dataset, tasks, splits, source.num_episodes)
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return made
@@ -106,23 +117,13 @@ def write_pipeline(root: Path, *, num_episodes: int = 30, num_seeds: int = 2) ->
 
 def write_dataset(root: Path, experiment: str, dataset: str, tasks: DarkRoom, splits: dict, num_episodes: int) -> None:
     """Metadata and validation of histories that are not there."""
-    room = {
-        "_target_": "distillery.tasks.dark_room.DarkRoom",
-        "width": 9,
-        "height": 9,
-        "episode_steps": 20,
-        "reward": "every_step",
-        "start": "centre",
-        "walls": "clip",
-        "termination": "never",
-    }
     selection = {"rule": "mean return of the last tenth >= 0.5 x the oracle's", "num_kept": 2270, "num_dropped": 10}
     folder = root / "data/histories" / dataset / "learning"
     folder.mkdir(parents=True, exist_ok=True)
     Metadata(
         kind="learning",
         spec=tasks.spec,
-        tasks=room,
+        tasks=ROOM,
         splits=splits,
         source={},
         seed=0,

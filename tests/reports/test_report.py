@@ -127,8 +127,7 @@ def test_again_gives_the_same_bytes_whatever_other_experiments_left_behind(
     before = contents(root)
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
-    for folder in ("data/evaluations", "models"):
-        shutil.copytree(copy / folder / "dark_room", copy / folder / "left_over")
+    shutil.copytree(copy / "data/evaluations/dark_room", copy / "data/evaluations/left_over")
     monkeypatch.chdir(copy)
     report()
     assert contents(copy) == before
@@ -141,8 +140,7 @@ def test_again_gives_the_same_bytes_whatever_other_experiments_left_behind(
         "data/evaluations/dark_room/source/curves.csv",
         "data/evaluations/dark_room/ad/steps.npz",
         "data/validations/dark_room.json",
-        "models/dark_room/ad/model.json",
-        "data/histories/dark_room-explorer/learning/metadata.json",
+        "data/evaluations/dark_room/ad/training.json",
         "data/resolved/experiments/dark_room.yaml",
     ],
 )

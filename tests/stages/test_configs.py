@@ -57,11 +57,17 @@ def refusal(params: dict, name: str = "dark_room") -> str:
         ({"training": {"lrr": 1}}, ["lrr"]),
         ({"models": {"context_length": 900}}, ["models.context_length=900", "sequence_length=400"]),
         ({"histories": {"contexts": {"sequence_length": 4000}}}, ["sequence_length=4000", "400 steps"]),
-        ({"tasks": {"num_held_out": 80}}, ["num_held_out=80", "train"]),
-        ({"tasks": {"num_held_out": 0}}, ["'held_out' would have 0 tasks"]),
         ({"models": {"positions": "absolute"}}, ["context_length=200 must equal", "sequence_length=400"]),
-        ({"tasks": {"start": [9, 9]}}, ["[9, 9]"]),
-        ({"sources": {"learning_rate": 1.5}}, ["learning_rate", "1.5"]),
+        ({"sources": {"learning_rate": 0.5}}, ["changes 'sources'", "dark_room-q_learning"]),
+        ({"tasks": {"walls": "wrap"}}, ["changes 'tasks'"]),
+        ({"agents": {"ad": {"histories": "lerning"}}}, ["lerning"]),
+        ({"agents": {"ed": {"patience_validations": 0}}}, ["patience_validations", "0"]),
+        ({"histories": {"contexts": {"start": "rnd"}}}, ["start", "rnd"]),
+        ({"histories": {"contexts": {"keep_every_episode": 0}}}, ["keep_every_episode", "0"]),
+        ({"training": {"learner": {"warmup_fraction": 5}}}, ["warmup_fraction", "5"]),
+        ({"training": {"learner": {"label_smoothing": 3}}}, ["label_smoothing", "3"]),
+        ({"training": {"learner": {"gradient_clip": -1}}}, ["gradient_clip", "-1"]),
+        ({"models": {"attention_dropout": 2}}, ["dropout", "2"]),
         ({"training": {"learner": {"optimiser": "sgd"}}}, ["sgd"]),
         ({"evaluation": {"lifetimes": {"num_seeds": 0}}}, ["num_seeds", "0"]),
         ({"models": {"_target_": "os.system"}}, ["os.system"]),
@@ -80,6 +86,24 @@ def test_bad_values_are_refused_before_any_work(params, changes, words):
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": {"num_held_out": 80}}, ["num_held_out=80", "train"]),
+        ({"tasks": {"num_held_out": 0}}, ["'held_out' would have 0 tasks"]),
+        ({"tasks": {"start": [9, 9]}}, ["[9, 9]"]),
+        ({"sources": {"learning_rate": 1.5}}, ["learning_rate", "1.5"]),
+        ({"histories": {"collection": {"runs_per_task": 0}}}, ["runs_per_task", "0"]),
+        ({"histories": {"collection": {"selection": {"min_final_fraction": 2}}}}, ["min_final_fraction", "2"]),
+    ],
+    ids=str,
+)
+def test_bad_values_of_a_dataset_are_refused(params, changes, words):
+    params["datasets"]["dark_room-q_learning"]["set"] = changes
+    message = refusal(params)
+    assert all(word in message for word in words), message
+
+
 def test_unknown_names_are_refused(params):
     params["experiments"]["dark_room"]["groups"] = {"models": "lstm"}
     assert "lstm" in refusal(params)
@@ -88,6 +112,8 @@ def test_unknown_names_are_refused(params):
     params["experiments"]["dark_room"] = {"dataset": "dark_room-q_learning", "sets": {}}
     assert "sets" in refusal(params)
     assert "'dark_hall'" in refusal(params, "dark_hall")
+    params["experiments"]["dark_room"] = None
+    assert "names the dataset" in refusal(params)
 
 
 def test_numbers_as_dvc_writes_them_are_numbers(tmp_path):

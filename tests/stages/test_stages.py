@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from distillery.stages.train import forget_states
+from distillery.training.supervised import SupervisedLearner
+
 TINY = [
     "dataset=tiny",
     "tracking=none",
@@ -82,7 +85,6 @@ def test_the_stages_run_one_after_another(folder):
     model = json.loads((folder / "models" / "tiny" / "ad" / "model.json").read_text())
     evaluated = json.loads((folder / "data" / "evaluations" / "tiny" / "ad" / "summary.json").read_text())
     assert evaluated["weights"] == model["training"]["weights"]
-    assert not (folder / ".scratch" / "training" / "tiny" / "ad").exists()
 
 
 def test_collecting_twice_gives_the_same_bytes(folder, tmp_path):
@@ -92,10 +94,29 @@ def test_collecting_twice_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_training_twice_gives_the_same_weights(folder, tmp_path):
-    weights = folder / "models" / "tiny" / "ad" / "model.safetensors"
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run_stage("train", folder=tmp_path)
+    weights = Path("models", "tiny", "ad", "model.safetensors")
+    assert (tmp_path / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+def test_a_finished_training_whose_output_was_lost_is_not_done_again(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run_stage("train", folder=tmp_path)
+    weights = tmp_path / "models" / "tiny" / "ad" / "model.safetensors"
     before = weights.read_bytes()
-    run_stage("train", folder=folder)
+    shutil.rmtree(tmp_path / "models")
+    monkeypatch.setattr(SupervisedLearner, "update", None)  # a further update would fail
+    run_stage("train", folder=tmp_path)
     assert weights.read_bytes() == before
+
+
+def test_old_training_states_are_forgotten(tmp_path):
+    for name, age in (("old", 20), ("new", 1)):
+        (tmp_path / f"{name}.pt").touch()
+        os.utime(tmp_path / f"{name}.pt", (time.time() - age * 86400,) * 2)
+    forget_states(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["new.pt"]
 
 
 def error_of(stage: str, *overrides: str, folder: Path) -> str:
@@ -113,7 +134,9 @@ def error_of(stage: str, *overrides: str, folder: Path) -> str:
         ("train", "models.width=15", ["15"]),
         ("evaluate", "agent=ed", ["models/tiny/ed", "does not exist", "train"]),
         ("evaluate", "agent=dt", ["dt", "ad, ed"]),
-        ("evaluate", "tasks.width=6", ["trained for", "(6, 5)"]),
+        ("train", "sources.discount=0.5", ["other settings of the source"]),
+        ("evaluate", "tasks.width=6", ["width", "5 stored", "6 asked for"]),
+        ("evaluate", "tasks.split_seed=1", ["split_seed", "0 stored", "1 asked for"]),
     ],
 )
 def test_a_mistake_ends_in_one_clear_error(folder, stage, override, words):
@@ -140,10 +163,10 @@ def test_a_killed_command_goes_on_where_it_was(folder, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
     slow = ["training.schedule.num_updates=120", "training.schedule.validate_every_updates=10"]
     command = [sys.executable, "-m", "distillery.stages.train", *TINY, *slow]
-    state = tmp_path / ".scratch" / "training" / "tiny" / "ad" / "state.pt"
+    states = tmp_path / ".scratch" / "training"
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
     with subprocess.Popen(command, cwd=tmp_path, env={**environment, "OMP_NUM_THREADS": "1"}) as process:
-        while not state.exists() and process.poll() is None:
+        while not list(states.glob("[!.]*.pt")) and process.poll() is None:
             time.sleep(0.05)
         process.kill()
     assert process.returncode == -signal.SIGKILL

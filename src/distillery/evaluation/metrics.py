@@ -1,8 +1,9 @@
 """What lifetimes amount to: curves with intervals, and the numbers that are reported.
 
-Returns are averaged over the seeds of each task first; intervals are 95 % percentile bootstraps over tasks (each
-resampled task brings all its seeds), since tasks differ more than seeds do. The interquartile mean follows Agarwal
-et al., Deep RL at the Edge of the Statistical Precipice (2021), arXiv 2108.13264.
+Intervals are 95 % percentile bootstraps over tasks and seeds: tasks are resampled, then the seeds of each. An interval
+of raw returns is wide because goals lie at different distances; the interval of the oracle's fraction, in which each
+resample is divided by the oracle's return on the same tasks, says how sure the agent's level is. The interquartile
+mean follows Agarwal et al., Deep RL at the Edge of the Statistical Precipice (2021), arXiv 2108.13264.
 
 Letters: L lifetimes, K tasks, N episodes.
 """
@@ -22,27 +23,34 @@ REPORTED_EPISODES = (1, 10, 25, 50, 100)
 NUM_RESAMPLES = 2000
 
 
-def task_curves(lifetimes: Lifetimes) -> tuple[np.ndarray, np.ndarray]:
-    """Task ids, (K,), and the return per episode of each, (K, N), averaged over seeds."""
+def bootstrap_means(values: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Resampled means and the tasks they came from: tasks are drawn first, then seeds within each drawn task.
+
+    Args:
+        values: (K, seeds, ...), one row per task; every task has the same number of seeds.
+        seed: of the draws.
+
+    Returns:
+        (`NUM_RESAMPLES`, ...) means over tasks and seeds, and (`NUM_RESAMPLES`, K) drawn rows.
+    """
+    generator = np.random.default_rng(seed)
+    num_tasks, num_seeds = values.shape[:2]
+    tasks = generator.integers(num_tasks, size=(NUM_RESAMPLES, num_tasks))
+    seeds = generator.integers(num_seeds, size=(NUM_RESAMPLES, num_tasks, num_seeds))
+    means = [values[drawn[:, None], own].mean((0, 1)) for drawn, own in zip(tasks, seeds, strict=True)]
+    return np.stack(means), tasks
+
+
+def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval over the first axis."""
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def by_task(lifetimes: Lifetimes) -> tuple[np.ndarray, np.ndarray]:
+    """Task ids, (K,), and returns, (K, seeds, N)."""
     task_ids = np.unique(lifetimes.task_ids)
-    curves = [lifetimes.returns[lifetimes.task_ids == task].mean(0, dtype=np.float64) for task in task_ids]
-    return task_ids, np.stack(curves)
-
-
-def bootstrap_interval(per_task: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over the first axis, (K, ...) to two of (...)."""
-    if len(per_task) < 2:
-        return per_task[0], per_task[0]
-    result = stats.bootstrap(
-        (per_task,),
-        np.mean,
-        axis=0,
-        n_resamples=NUM_RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        random_state=np.random.default_rng(seed),
-    )
-    return result.confidence_interval.low, result.confidence_interval.high
+    return task_ids, np.stack([lifetimes.returns[lifetimes.task_ids == task] for task in task_ids]).astype(np.float64)
 
 
 def episodes_to_reference(curve: np.ndarray, oracle: float) -> int | None:
@@ -61,11 +69,13 @@ def summarise(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> dict[str, Any
         lifetimes: of one agent.
         oracle_returns: (all tasks,) oracle's return, indexed by task id.
     """
-    task_ids, curves = task_curves(lifetimes)
+    task_ids, returns = by_task(lifetimes)
     oracle = float(oracle_returns[task_ids].mean())
-    curve = curves.mean(0)
-    final = curves[:, -FINAL_EPISODES:].mean(1)  # (K,)
-    low, high = bootstrap_interval(final)
+    curve = returns.mean((0, 1))
+    final = returns[..., -FINAL_EPISODES:].mean(-1)  # (K, seeds)
+    resampled, drawn = bootstrap_means(final)
+    low, high = interval(resampled)
+    low_fraction, high_fraction = interval(resampled / oracle_returns[task_ids][drawn].mean(1))
     all_final = lifetimes.returns[:, -FINAL_EPISODES:].mean(1) / oracle_returns[lifetimes.task_ids]  # (L,)
     return {
         "final_return": float(final.mean()),
@@ -74,9 +84,11 @@ def summarise(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> dict[str, Any
         "nauc": float(curve.mean() / oracle),
         "oracle_return": oracle,
         "oracle_fraction": float(final.mean() / oracle),
+        "oracle_fraction_ci95": [float(low_fraction), float(high_fraction)],
         "oracle_fraction_iqm": float(stats.trim_mean(all_final, 0.25)),
         "episodes_to_reference": episodes_to_reference(curve, oracle),
         "failed_lifetimes": float((all_final < 0.5).mean()),
+        "num_episodes": len(curve),
         "num_tasks": len(task_ids),
         "num_lifetimes": len(lifetimes.task_ids),
     }
@@ -84,9 +96,9 @@ def summarise(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> dict[str, Any
 
 def curve_rows(lifetimes: Lifetimes) -> list[dict[str, float]]:
     """Return per episode with its interval: one row per episode, counted from 1."""
-    _, curves = task_curves(lifetimes)
-    low, high = bootstrap_interval(curves)
-    mean = curves.mean(0)
+    _, returns = by_task(lifetimes)
+    low, high = interval(bootstrap_means(returns)[0])
+    mean = returns.mean((0, 1))
     return [
         {"episode": e + 1, "return": float(mean[e]), "low": float(low[e]), "high": float(high[e])}
         for e in range(len(mean))
@@ -95,15 +107,15 @@ def curve_rows(lifetimes: Lifetimes) -> list[dict[str, float]]:
 
 def task_rows(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> list[dict[str, Any]]:
     """One row per task, worst first: final return, oracle's, fraction, share of failed lifetimes."""
-    task_ids, curves = task_curves(lifetimes)
+    task_ids, returns = by_task(lifetimes)
     rows = []
-    for task, curve in zip(task_ids, curves, strict=True):
-        own = lifetimes.returns[lifetimes.task_ids == task][:, -FINAL_EPISODES:].mean(1) / oracle_returns[task]
-        final = float(curve[-FINAL_EPISODES:].mean())
+    for task, lived in zip(task_ids, returns, strict=True):
+        own = lived[:, -FINAL_EPISODES:].mean(1) / oracle_returns[task]
+        final = float(lived[:, -FINAL_EPISODES:].mean())
         rows.append(
             {
                 "task_id": int(task),
-                "first_return": float(curve[0]),
+                "first_return": float(lived[:, 0].mean()),
                 "final_return": final,
                 "oracle_return": float(oracle_returns[task]),
                 "oracle_fraction": final / float(oracle_returns[task]),
@@ -115,7 +127,10 @@ def task_rows(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> list[dict[str
 
 def validation_score(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> Mapping[str, float]:
     """What selects a checkpoint: area under the in-context curve as a part of the oracle's, and its end."""
-    task_ids, curves = task_curves(lifetimes)
+    task_ids, returns = by_task(lifetimes)
     oracle = float(oracle_returns[task_ids].mean())
-    final = float(curves[:, -FINAL_EPISODES:].mean())
-    return {"score": float(curves.mean()) / oracle, "final_return": final, "first_return": float(curves[:, 0].mean())}
+    return {
+        "score": float(returns.mean()) / oracle,
+        "final_return": float(returns[..., -FINAL_EPISODES:].mean()),
+        "first_return": float(returns[..., 0].mean()),
+    }

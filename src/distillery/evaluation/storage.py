@@ -19,6 +19,7 @@ CURVES_FILE = "curves.csv"
 TASKS_FILE = "tasks.csv"
 STEPS_FILE = "steps.npz"
 SUMMARY_FILE = "summary.json"
+TRAINING_FILE = "training.json"
 
 
 def lifetimes_frame(split: str, lifetimes: Lifetimes) -> pl.DataFrame:
@@ -42,6 +43,7 @@ def write_evaluation(
     *,
     agent: str,
     weights: str | None,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes one agent's evaluation, whole or not at all; returns the summary.
 
@@ -51,6 +53,7 @@ def write_evaluation(
         oracle_returns: (all tasks,), indexed by task id.
         agent: name of the agent.
         weights: checksum of the frozen weights, or None for an agent without.
+        training: what the checkpoint says of its training, kept beside the results for the report.
     """
     summary = {
         "agent": agent,
@@ -65,6 +68,8 @@ def write_evaluation(
         pl.DataFrame(tasks).write_csv(temporary / TASKS_FILE)
         _write_steps(temporary / STEPS_FILE, lifetimes["held_out"])
         write_json(temporary / SUMMARY_FILE, summary)
+        if training is not None:
+            write_json(temporary / TRAINING_FILE, training)
     return summary
 
 

@@ -34,6 +34,20 @@ class PackedHistories:
     task_ids: np.ndarray
 
 
+def check_context_settings(*, sequence_length: int, batch_size: int, keep_every_episode: int, start: str) -> None:
+    """Refuses settings that no histories could fit.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    counts = {"sequence_length": sequence_length, "batch_size": batch_size, "keep_every_episode": keep_every_episode}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"histories.contexts.{name} must be at least 1, got {value}")
+    if start not in ("beginning", "random"):
+        raise ValueError(f"histories.contexts.start must be beginning or random, got {start!r}")
+
+
 class Contexts:
     """Draws batches of contexts; the batch of a given update is always the same.
 
@@ -59,15 +73,9 @@ class Contexts:
         start: str = "beginning",
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("sequence_length", sequence_length),
-            ("batch_size", batch_size),
-            ("keep_every_episode", keep_every_episode),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if start not in ("beginning", "random"):
-            raise ValueError(f"contexts start must be beginning or random, got {start!r}")
+        check_context_settings(
+            sequence_length=sequence_length, batch_size=batch_size, keep_every_episode=keep_every_episode, start=start
+        )
         self._steps, self._start, self._seed = histories.steps, start, seed
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self._rows, self._history_rows = kept_rows(histories, keep_every_episode)

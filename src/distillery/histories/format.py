@@ -124,23 +124,32 @@ class Metadata:
         try:
             values["spec"] = TaskSpec.from_dict(values["spec"])
             values["shards"] = [Shard(**shard) for shard in values["shards"]]
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            metadata = cls(**values)
+            tasks = [task for split in ("train", "validation", "held_out") for task in metadata.splits[split]]
+        except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path} lacks or misnames a field ({error}); {remedy}") from error
+        if metadata.kind not in KINDS:
+            raise DatasetError(f"{path} is of kind {metadata.kind!r}, which is none of {', '.join(KINDS)}; {remedy}")
+        shared = sorted({task for task in tasks if tasks.count(task) > 1})
+        if shared:
+            raise DatasetError(f"{path} has the tasks {shared} in more than one split; {remedy}")
+        return metadata
 
 
 class ContentHash:
-    """SHA-256 over decoded columns, fed shard by shard."""
+    """SHA-256 over decoded columns, fed shard by shard; how the rows are divided into shards does not matter."""
 
     def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+        self._columns: dict[str, Any] = {}
 
     def add(self, frame: pl.DataFrame) -> None:
         """Takes in the next shard."""
         for name in frame.columns:
-            self._digest.update(name.encode())
-            self._digest.update(frame[name].to_numpy().tobytes())
+            self._columns.setdefault(name, hashlib.sha256()).update(frame[name].to_numpy().tobytes())
 
     def hexdigest(self) -> str:
         """The hash so far."""
-        return self._digest.hexdigest()
+        whole = hashlib.sha256()
+        for name, digest in self._columns.items():
+            whole.update(f"{name}:{digest.hexdigest()};".encode())
+        return whole.hexdigest()

@@ -6,6 +6,7 @@ machine and content hash, outside version control.
 
 from pathlib import Path
 
+import filelock
 import numpy as np
 import polars as pl
 
@@ -39,7 +40,7 @@ def validate_dataset(folder: Path | str, split: str = "train") -> tuple[Metadata
     """Checks every shard and the dataset as a whole.
 
     Args:
-        folder: of the dataset.
+        folder: of the dataset, named like its kind where it lies in the pipeline's place.
         split: the only split whose tasks may appear.
 
     Returns:
@@ -89,35 +90,58 @@ def open_packed(folder: Path | str, scratch: Path | str) -> tuple[Metadata, Pack
     """
     folder = Path(folder)
     metadata = Metadata.read(folder)
-    packed = Path(scratch) / metadata.content_hash
-    if not packed.is_dir():
-        validate_dataset(folder)
-        with whole_folder(packed) as temporary:
-            _expand(folder, metadata, temporary)
-    arrays = {name: np.load(packed / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return metadata, PackedHistories(**arrays)
+    packed = Path(scratch) / f"v{_PACKED_VERSION}-{metadata.content_hash}"
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may ask for one dataset at once; one expands it, the others wait.
+    with filelock.FileLock(packed.with_suffix(".lock")):
+        histories = _load_packed(packed, metadata)
+        if histories is None:
+            validate_dataset(folder)
+            with whole_folder(packed) as temporary:
+                _expand(folder, metadata, temporary)
+            histories = _load_packed(packed, metadata)
+    assert histories is not None
+    return metadata, histories
 
 
+def _load_packed(packed: Path, metadata: Metadata) -> PackedHistories | None:
+    """The expanded dataset, or None where it is missing or damaged."""
+    try:
+        arrays = {name: np.load(packed / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    histories = PackedHistories(**arrays)
+    whole = (len(histories.steps), len(histories.task_ids)) == (metadata.num_steps, metadata.num_histories)
+    return histories if whole else None
+
+
+_PACKED_VERSION = 1
 _ARRAYS = ("steps", "episode_starts", "history_starts", "task_ids")
 
 
 def _expand(folder: Path, metadata: Metadata, packed: Path) -> None:
     dtype = step_dtype(len(metadata.spec.observation_sizes))
-    steps = np.lib.format.open_memmap(packed / "steps.npy", mode="w+", dtype=dtype, shape=(metadata.num_steps,))
-    lengths, task_ids, filled = [], [], 0
-    for shard in metadata.shards:
-        frame = read_shard(folder, shard)
-        rows = steps[filled : filled + frame.height]
-        rows["action"], rows["reward"] = frame["action"].to_numpy(), frame["reward"].to_numpy()
-        for dimension in range(len(metadata.spec.observation_sizes)):
-            rows["observation"][:, dimension] = frame[f"observation_{dimension}"].to_numpy()
-        filled += frame.height
-        ends = frame["terminated"].to_numpy() | frame["truncated"].to_numpy()
-        lengths.append(np.diff(np.flatnonzero(ends), prepend=-1))
-        first = frame["step"].to_numpy() == 0
-        first &= frame["episode"].to_numpy() == 0
-        task_ids.append(frame["task_id"].to_numpy()[first].astype(np.int64))
-    steps.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (metadata.num_steps,)}
+    lengths, task_ids = [], []
+    # Ordinary writes rather than a memory-map, in which a full disk is a bus error.
+    with (packed / "steps.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for shard in metadata.shards:
+            frame = read_shard(folder, shard)
+            _packed_rows(frame, dtype).tofile(file)
+            ends = frame["terminated"].to_numpy() | frame["truncated"].to_numpy()
+            lengths.append(np.diff(np.flatnonzero(ends), prepend=-1))
+            first = (frame["step"].to_numpy() == 0) & (frame["episode"].to_numpy() == 0)
+            task_ids.append(frame["task_id"].to_numpy()[first].astype(np.int64))
     np.save(packed / "episode_starts.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
     np.save(packed / "history_starts.npy", np.arange(metadata.num_histories + 1) * metadata.num_episodes)
     np.save(packed / "task_ids.npy", np.concatenate(task_ids))
+
+
+def _packed_rows(frame: pl.DataFrame, dtype: np.dtype) -> np.ndarray:
+    """(rows,) records of a shard."""
+    rows = np.empty(frame.height, dtype)
+    rows["action"], rows["reward"] = frame["action"].to_numpy(), frame["reward"].to_numpy()
+    for dimension in range(rows["observation"].shape[1]):
+        rows["observation"][:, dimension] = frame[f"observation_{dimension}"].to_numpy()
+    return rows

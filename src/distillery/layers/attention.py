@@ -104,6 +104,8 @@ class WindowAttention(nn.Module):
             raise ValueError(f"attention positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if width % num_heads:
             raise ValueError(f"num_heads must divide the width: {width} / {num_heads} is not whole")
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"attention dropout must be from 0 to 1, got {dropout}")
         self.num_heads, self.window, self.dropout = num_heads, window, dropout
         self.head_width = width // num_heads
         self.in_projection = nn.Linear(width, 3 * width)

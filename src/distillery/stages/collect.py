@@ -58,12 +58,11 @@ def collect(config: DictConfig) -> None:
     splits, oracle = tasks.splits(), tasks.oracle_returns()
     layout: dict[str, Any] = {"spec": tasks.spec, "splits": splits, "num_episodes": source.num_episodes}
     all_kept, all_ids = [], []
-    with (
-        whole_folder(histories_folder(config, "learning")) as learning_folder,
-        whole_folder(histories_folder(config, "expert")) as expert_folder,
-    ):
-        learning = HistoryWriter(learning_folder, kind="learning", **layout)
-        expert = HistoryWriter(expert_folder, kind="expert", **layout)
+    with whole_folder(histories_folder(config, "learning").parent) as folder:
+        for kind in ("learning", "expert"):
+            (folder / kind).mkdir()
+        learning = HistoryWriter(folder / "learning", kind="learning", **layout)
+        expert = HistoryWriter(folder / "expert", kind="expert", **layout)
         for task_ids, learning_episodes, expert_episodes in run_source(tasks, source, config):
             kept = selection.keep(learning_episodes, oracle[task_ids])
             all_kept.append(kept)

@@ -21,6 +21,7 @@ from distillery.stages.entry import (
     stage,
 )
 from distillery.stages.tracked import track_evaluation
+from distillery.stages.validate import require_same_tasks
 from distillery.training.checkpoints import load_weights, read_checkpoint_info
 
 
@@ -28,14 +29,14 @@ def load_model(folder: Path, tasks: TaskDistribution) -> SequenceModel:
     """Builds the model a checkpoint describes and loads its weights.
 
     Raises:
-        ValueError: the checkpoint is of other tasks, or damaged.
+        ValueError: the checkpoint is of tasks of another shape, or damaged.
     """
     info = read_checkpoint_info(folder)
     if info.spec != tasks.spec:
         raise ValueError(
             f"{folder} was trained for {info.spec} and the experiment's tasks are {tasks.spec}; train it again"
         )
-    model = build(info.architecture, spec=info.spec)
+    model: SequenceModel = build(info.architecture, spec=info.spec)
     load_weights(folder, model)
     return model
 
@@ -47,6 +48,9 @@ def evaluate(config: DictConfig) -> None:
     tracker.check()
     tasks: TaskDistribution = build(config.tasks)
     checkpoint = checkpoint_folder(config, config.agent)
+    # Another split would report goals as held out that the checkpoint was trained on.
+    training = read_checkpoint_info(checkpoint).training
+    require_same_tasks(config, training["tasks"], what=f"{checkpoint} was trained")
     model = load_model(checkpoint, tasks).to(config.runtime.device)
     lifetimes: dict[str, Lifetimes] = {}
     for split in REPORTED_SPLITS:
@@ -61,7 +65,12 @@ def evaluate(config: DictConfig) -> None:
         )
     folder = evaluation_folder(config, config.agent)
     summary = write_evaluation(
-        folder, lifetimes, tasks.oracle_returns(), agent=config.agent, weights=weights_checksum(model)
+        folder,
+        lifetimes,
+        tasks.oracle_returns(),
+        agent=config.agent,
+        weights=weights_checksum(model),
+        training=training,
     )
     held_out = summary["splits"]["held_out"]
     print(

@@ -16,8 +16,7 @@ import yaml
 
 from distillery.core.files import read_json, whole_file
 from distillery.evaluation.metrics import REFERENCE_FRACTION
-from distillery.evaluation.storage import CURVES_FILE, STEPS_FILE, SUMMARY_FILE, TASKS_FILE
-from distillery.histories.format import Metadata
+from distillery.evaluation.storage import CURVES_FILE, STEPS_FILE, SUMMARY_FILE, TASKS_FILE, TRAINING_FILE
 from distillery.reports.filmstrip import RoomLifetime, filmstrip, lifetime_gif
 from distillery.reports.goal_map import GoalValues, goal_map
 from distillery.reports.learning_curves import PUBLISHED_DARK_ROOM, PublishedCurve, learning_curves
@@ -50,7 +49,6 @@ class Results:
     Attributes:
         settings: its resolved configuration.
         validation: what was checked of its datasets.
-        metadata: of its learning histories.
         summaries: by agent.
         curves: of all agents: experiment, agent, split, episode, return, low, high.
         tasks: AD's row per task.
@@ -60,7 +58,6 @@ class Results:
 
     settings: dict[str, Any]
     validation: dict[str, Any]
-    metadata: Metadata
     summaries: dict[str, dict[str, Any]]
     curves: pl.DataFrame
     tasks: pl.DataFrame
@@ -75,11 +72,10 @@ class Results:
     @property
     def size(self) -> tuple[int, int]:
         """Cells of the room along x and y."""
-        width, height = self.metadata.spec.observation_sizes
-        return width, height
+        return self.settings["tasks"]["width"], self.settings["tasks"]["height"]
 
 
-def read_results(experiment: str, dataset: str, learned: list[str]) -> Results:
+def read_results(experiment: str, learned: list[str]) -> Results:
     """Reads one experiment.
 
     Raises:
@@ -97,16 +93,14 @@ def read_results(experiment: str, dataset: str, learned: list[str]) -> Results:
         )
         for agent, folder in folders.items()
     ]
-    models = {agent: read_json(Path("models", experiment, agent, "model.json"), remedy=REMEDY) for agent in learned}
     return Results(
         settings=_read_yaml(Path("data", "resolved", "experiments", f"{experiment}.yaml")),
         validation=read_json(Path("data", "validations", f"{experiment}.json"), remedy=REMEDY),
-        metadata=Metadata.read(Path("data", "histories", dataset, "learning")),
         summaries=summaries,
         curves=pl.concat(curves),
         tasks=_read_csv(folders["ad"] / TASKS_FILE),
         steps=_read_arrays(folders["ad"] / STEPS_FILE),
-        trainings={agent: model["training"] for agent, model in models.items()},
+        trainings={agent: read_json(folders[agent] / TRAINING_FILE, remedy=REMEDY) for agent in learned},
     )
 
 
@@ -122,7 +116,7 @@ def published_curve(results: Mapping[str, Results]) -> PublishedCurve | None:
         "walls": "clip",
         "termination": "never",
     }
-    same = all(paper.items() <= result.metadata.tasks.items() for result in results.values())
+    same = all(paper.items() <= result.settings["tasks"].items() for result in results.values())
     return PUBLISHED_DARK_ROOM if same else None
 
 
@@ -202,10 +196,7 @@ def report() -> None:
     if "ad" not in params.get("agents", []):
         listed = params.get("agents")
         raise ValueError(f"params.yaml must list the agent 'ad', which is what is reported; it lists {listed}")
-    results = {
-        experiment: read_results(experiment, entry["dataset"], list(params["agents"]))
-        for experiment, entry in params["experiments"].items()
-    }
+    results = {experiment: read_results(experiment, list(params["agents"])) for experiment in params["experiments"]}
     for name, content in make_report(results).items():
         with whole_file(FOLDER / name) as temporary:
             temporary.write_bytes(content)

@@ -21,6 +21,8 @@ from ruamel.yaml.error import YAMLError
 
 from distillery.core.files import whole_file
 from distillery.core.seeding import stream_seed
+from distillery.histories.contexts import check_context_settings
+from distillery.histories.format import KINDS
 from distillery.stages.entry import agent_settings, build, plain
 
 # How a resolved file behaves as a Hydra primary configuration: no folders of its own, logs to the terminal.
@@ -59,16 +61,16 @@ def compose_entry(params: dict[str, Any], section: str, name: str) -> DictConfig
     entries = params[section]
     if name not in entries:
         raise ValueError(f"params.yaml has no {section} entry '{name}'; it has {', '.join(entries)}")
-    layers = [entries[name]]
+    layers = [entries[name] or {}]
     dataset = name
     if section == "experiments":
-        dataset = entries[name].get("dataset")
+        dataset = str(layers[0].get("dataset"))
         if dataset not in params["datasets"]:
             raise ValueError(
                 f"experiment '{name}' names the dataset '{dataset}', which params.yaml does not define; it defines "
                 f"{', '.join(params['datasets'])}"
             )
-        layers.insert(0, params["datasets"][dataset])
+        layers.insert(0, params["datasets"][dataset] or {})
     unknown = {key for layer in layers for key in layer} - {"dataset", "groups", "set"}
     if unknown:
         raise ValueError(
@@ -89,7 +91,23 @@ def compose_entry(params: dict[str, Any], section: str, name: str) -> DictConfig
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"{section} '{name}' in params.yaml cannot be composed: {text}") from error
+    if section == "experiments":
+        _require_its_dataset(config, compose_entry(params, "datasets", dataset))
     return config
+
+
+def _require_its_dataset(experiment: DictConfig, dataset: DictConfig) -> None:
+    """Refuses an experiment that changes what its histories were collected with.
+
+    Raises:
+        ValueError: naming the sub-trees that differ.
+    """
+    for path in ("tasks", "sources", "histories.collection"):
+        if OmegaConf.select(experiment, path) != OmegaConf.select(dataset, path):
+            raise ValueError(
+                f"experiment '{experiment.name}' changes '{path}', which its dataset '{dataset.dataset}' was "
+                "collected with; change it under datasets in params.yaml, or define a dataset of its own"
+            )
 
 
 def check(config: DictConfig) -> None:
@@ -101,7 +119,14 @@ def check(config: DictConfig) -> None:
     tasks, source = build(config.tasks), build(config.sources)
     tasks.splits()
     build(config.histories.collection.selection)
-    build(config.training.schedule, patience_validations=None)
+    for name, agent in config.agents.items():
+        if agent.histories not in KINDS:
+            raise ValueError(f"agents.{name}.histories must be one of {', '.join(KINDS)}, got {agent.histories!r}")
+        build(config.training.schedule, patience_validations=agent.patience_validations)
+    for name in ("runs_per_task", "learners_per_shard"):
+        count = config.histories.collection[name]
+        if count < 1:
+            raise ValueError(f"histories.collection.{name} must be at least 1, got {count}")
     build(config.training.validation)
     build(config.evaluation.lifetimes)
     model = build(config.models, spec=tasks.spec)
@@ -113,6 +138,7 @@ def check(config: DictConfig) -> None:
     except RuntimeError as error:
         raise ValueError(f"runtime.device={config.runtime.device}: {str(error).splitlines()[0]}") from error
     contexts = config.histories.contexts
+    check_context_settings(**plain(contexts))
     kept_episodes = -(-source.num_episodes // contexts.keep_every_episode)
     longest = kept_episodes * tasks.spec.episode_steps
     if contexts.sequence_length > longest:

@@ -24,7 +24,7 @@ from distillery.histories.reader import open_packed
 from distillery.stages.entry import build, histories_folder, plain, scratch, stage
 from distillery.stages.resolve import check
 from distillery.stages.sweep_trial import TrainTrial, deciding_facts, flatten, searched_space, with_overrides
-from distillery.stages.validate import require_same_tasks
+from distillery.stages.validate import require_own_histories
 from distillery.sweeps import promotion
 from distillery.sweeps.page import page, remark, score_of, short
 from distillery.sweeps.study import FINISHED, Session, StudySettings, num_errors, shown
@@ -136,7 +136,7 @@ def require_histories(config: DictConfig) -> str:
     if not (folder / "metadata.json").is_file():
         raise ValueError(f"{folder} holds no histories yet; collect them with `dvc repro collect@{config.dataset}`")
     metadata, _ = open_packed(folder, scratch("packed"))
-    require_same_tasks(config, metadata)
+    require_own_histories(config, metadata, config.agents[config.agent].histories, build(config.tasks))
     return metadata.content_hash
 
 

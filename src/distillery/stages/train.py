@@ -3,10 +3,11 @@
 python -m distillery.stages.train -cd data/resolved/experiments -cn dark_room agent=ed
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.stages.entry import agent_settings, build, checkpoint_folder, histories_folder, plain, scratch, stage
 from distillery.stages.resolve import check_window
-from distillery.stages.validate import require_same_tasks
+from distillery.stages.validate import require_own_histories
 from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
-from distillery.training.distributed import Workers, join_workers
+from distillery.training.distributed import Workers, join_workers, leave_workers
 from distillery.training.loop import Progress, Schedule, fit
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ def fingerprint(config: DictConfig, content_hash: str) -> str:
     digest = hashlib.sha256()
     settings: dict[str, Any] = {key: plain(config[key]) for key in ("tasks", "models", "training")}
     settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
+    settings["runtime"] = {key: value for key, value in plain(config.runtime).items() if key != "progress"}
     settings |= {"agent": plain(agent_settings(config)), "torch": str(torch.__version__)}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     package = Path(distillery.__file__).parent
     for wing in _CODE:
         for file in sorted((package / wing).rglob("*.py")):
             digest.update(file.read_bytes())
+    digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()
 
 
@@ -66,16 +69,23 @@ def validation(
 def train_model(
     config: DictConfig,
     *,
-    state_file: Path | None = None,
+    states: Path | None = None,
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
     workers: Workers | None = None,
 ) -> tuple[SequenceModel, Progress, str]:
-    """Trains one agent; returns the model with its best weights, the progress, and the data's content hash."""
+    """Trains one agent; returns the model with its best weights, the progress, and the data's content hash.
+
+    Args:
+        config: the experiment's.
+        states: folder of training states, a file per fingerprint; None keeps none.
+        on_metrics: see `distillery.training.loop.fit`.
+        workers: the processes that train together.
+    """
     check_window(config)
     agent = agent_settings(config)
     tasks: TaskDistribution = build(config.tasks)
     metadata, histories = open_packed(histories_folder(config, agent.histories), scratch("packed"))
-    require_same_tasks(config, metadata)
+    require_own_histories(config, metadata, agent.histories, tasks)
     contexts = Contexts(histories, **plain(config.histories.contexts), seed=stream_seed(config.seed, "contexts"))
     torch.manual_seed(stream_seed(config.seed, "model"))
     model: SequenceModel = build(config.models, spec=metadata.spec)
@@ -92,13 +102,14 @@ def train_model(
         compile=runtime.compile,
         fused=runtime.fused,
     )
+    identity = fingerprint(config, metadata.content_hash)
     progress = fit(
         learner,
         contexts.batch,
         schedule,
         validation(config, tasks, device),
-        state_file=state_file,
-        fingerprint=fingerprint(config, metadata.content_hash),
+        state_file=None if states is None else states / f"{identity[:16]}.pt",
+        fingerprint=identity,
         on_metrics=on_metrics,
         description=f"training {config.name}/{config.agent}",
         show_progress=runtime.progress,
@@ -109,6 +120,14 @@ def train_model(
     return model, progress, metadata.content_hash
 
 
+def forget_states(states: Path, *, days: float = 14.0) -> None:
+    """Deletes training states that were not touched for some days."""
+    for file in states.glob("*.pt"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > days * 86400:
+                file.unlink()
+
+
 def train(config: DictConfig) -> None:
     """Writes ``models/<experiment>/<agent>``."""
     tracker: Tracker = build(config.tracking)
@@ -116,8 +135,9 @@ def train(config: DictConfig) -> None:
     if workers.rank == 0:
         tracker.check()
     folder = checkpoint_folder(config, config.agent)
-    states = scratch("training", config.name, config.agent)
-    model, progress, content_hash = train_model(config, state_file=states / "state.pt", workers=workers)
+    states = scratch("training")
+    model, progress, content_hash = train_model(config, states=states, workers=workers)
+    leave_workers(workers)
     if workers.rank > 0:
         return
     summary: dict[str, Any] = {
@@ -132,10 +152,13 @@ def train(config: DictConfig) -> None:
         "updates_done": progress.update,
         "selected_update": progress.best_update,
         "validation_score": progress.best_score,
+        "runtime": plain(config.runtime),
         "curves": progress.curves,
     }
     save_checkpoint(folder, model, CheckpointInfo(plain(config.models), model.spec, summary))
-    shutil.rmtree(states, ignore_errors=True)
+    # The finished state stays for a while: should the stage be stopped before its output is in DVC's cache, the next
+    # attempt finds the training done.
+    forget_states(states)
     print(
         f"{config.name}/{config.agent}: {progress.update} updates, selected {progress.best_update} "
         f"(validation {progress.best_score:.3f})"

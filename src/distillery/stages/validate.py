@@ -3,43 +3,73 @@
 python -m distillery.stages.validate -cd data/resolved/experiments -cn dark_room
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from distillery.core.files import write_json
+from distillery.core.protocols import TaskDistribution
 from distillery.histories.format import Metadata
 from distillery.histories.reader import validate_dataset
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.resolve import check_window
 
 
-def require_same_tasks(config: DictConfig, metadata: Metadata) -> None:
-    """Refuses histories of other tasks, or of another split, than the experiment's.
+def require_same_tasks(config: DictConfig, stored: Mapping[str, Any], *, what: str) -> None:
+    """Refuses what was made on other tasks, or with another split, than the experiment's.
+
+    Args:
+        config: the experiment's.
+        stored: settings of the tasks it was made on.
+        what: names it, for example ``dataset 'x' was collected``.
 
     Raises:
         ValueError: naming the settings that differ.
     """
-    wanted, stored = plain(config.tasks), dict(metadata.tasks)
+    wanted = plain(config.tasks)
     differing = sorted(key for key in wanted.keys() | stored.keys() if wanted.get(key) != stored.get(key))
     if differing:
         shown = ", ".join(f"{key}: {stored.get(key)!r} stored, {wanted.get(key)!r} asked for" for key in differing)
         raise ValueError(
-            f"dataset '{config.dataset}' was collected on other tasks than the experiment names ({shown}); collect "
-            "it again, or correct the experiment's tasks"
+            f"{what} on other tasks than the experiment names ({shown}); make it again, or correct the experiment's "
+            "tasks"
+        )
+
+
+def require_own_histories(config: DictConfig, metadata: Metadata, kind: str, tasks: TaskDistribution) -> None:
+    """Refuses histories that are not what the experiment says it reads.
+
+    Raises:
+        ValueError: of other tasks, another split, another source or another kind.
+    """
+    require_same_tasks(config, metadata.tasks, what=f"dataset '{config.dataset}' was collected")
+    splits = {split: [int(task) for task in ids] for split, ids in tasks.splits().items()}
+    if metadata.splits != splits:
+        raise ValueError(
+            f"dataset '{config.dataset}' stores another split than its tasks' settings make; collect it again with "
+            "`dvc repro -f collect`"
+        )
+    if metadata.kind != kind:
+        raise ValueError(f"dataset '{config.dataset}/{kind}' says it is of kind {metadata.kind!r}; collect it again")
+    if dict(metadata.source) != plain(config.sources):
+        raise ValueError(
+            f"dataset '{config.dataset}' was collected with other settings of the source than the experiment names; "
+            "collect it again, or correct the experiment's sources"
         )
 
 
 def validate(config: DictConfig) -> None:
     """Writes ``data/validations/<experiment>.json``: what was checked, and the data's hash."""
     check_window(config)
-    tasks = build(config.tasks)
+    tasks: TaskDistribution = build(config.tasks)
     oracle = tasks.oracle_returns()
     report = {"dataset": config.dataset}
     for kind in sorted({agent.histories for agent in config.agents.values()}):
         metadata, checked = validate_dataset(histories_folder(config, kind))
-        require_same_tasks(config, metadata)
+        require_own_histories(config, metadata, kind, tasks)
         tenth = max(1, metadata.num_episodes // 10)
         report[kind] = {
             "content_hash": metadata.content_hash,

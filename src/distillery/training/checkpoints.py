@@ -71,7 +71,10 @@ def read_checkpoint_info(folder: Path | str) -> CheckpointInfo:
     found = values.get("format_version") if isinstance(values, dict) else None
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {found}, this code reads {FORMAT_VERSION}; {remedy}")
-    return CheckpointInfo(values["architecture"], TaskSpec.from_dict(values["spec"]), values["training"])
+    try:
+        return CheckpointInfo(values["architecture"], TaskSpec.from_dict(values["spec"]), values["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks or misnames a field ({error}); {remedy}") from error
 
 
 def load_weights(folder: Path | str, model: nn.Module) -> None:

@@ -73,6 +73,14 @@ def join_workers(device: str) -> Workers:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Workers()
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     return Workers(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def leave_workers(workers: Workers) -> None:
+    """Parts from the other processes, once all work together is done."""
+    if workers.count > 1:
+        dist.destroy_process_group()

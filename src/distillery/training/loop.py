@@ -193,7 +193,10 @@ def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: s
         "cpu_random_state": torch.get_rng_state(),
         "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    save_training_state(state_file, state)
+    try:
+        save_training_state(state_file, state)
+    except OSError as error:  # training goes on; a kill would cost what came since the state before
+        logger.warning("the training state was not saved: %s", error)
 
 
 def _resume(learner: Learner, state_file: Path | None, fingerprint: str) -> Progress:

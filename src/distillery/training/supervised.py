@@ -78,6 +78,18 @@ class SupervisedLearner:
                 f"learning rates must be above 0, got learning_rate={learning_rate} and "
                 f"muon_learning_rate={muon_learning_rate}"
             )
+        fractions = {"label_smoothing": label_smoothing, "warmup_fraction": warmup_fraction}
+        fractions |= {"initial_fraction": initial_fraction, "final_fraction": final_fraction}
+        for name, value in fractions.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"training {name} must be from 0 to 1, got {value}")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"training betas must be two numbers from 0 to below 1, got {betas}")
+        if not gradient_clip > 0 or weight_decay < 0:
+            raise ValueError(
+                f"training gradient_clip must be above 0 and weight_decay at least 0, got {gradient_clip} and "
+                f"{weight_decay}"
+            )
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self._forward = torch.compile(model) if compile else model
