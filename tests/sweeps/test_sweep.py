@@ -249,10 +249,8 @@ def test_every_way_to_promote_says_the_same(workplace):
 
 def test_the_published_space_fits_the_published_experiments():
     params = {
-        "datasets": {"data": {}},
-        "experiments": {
-            name: {"dataset": "data", "groups": {"experiment": name}} for name in ("dark_room", "dark_room_explorer")
-        },
+        "datasets": {name: {"groups": {"experiment": name}} for name in ("dark_room", "dark_room_explorer")},
+        "experiments": {name: {"dataset": name} for name in ("dark_room", "dark_room_explorer")},
     }
     for name in params["experiments"]:
         config = compose_entry(params, "experiments", name)
