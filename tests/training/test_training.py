@@ -175,50 +175,51 @@ def test_shares_of_a_batch_are_the_batch(draw):
 
 _TWO_PROCESSES = """
 import sys, torch
+from pathlib import Path
 from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
-from distillery.training.distributed import join_workers
-from tests.training.test_training import small_learner
+from distillery.training.distributed import join_workers, leave_workers
+from distillery.training.loop import Schedule, fit
+from tests.training.test_training import fake_score, small_learner, without_dropout
 workers = join_workers("cpu")
 _, packed = open_packed(sys.argv[1], sys.argv[2])
 draw = Contexts(packed, sequence_length=32, batch_size=8).batch
-learner = small_learner(4, workers=workers)
-for block in learner.model.modules():
-    if isinstance(block, torch.nn.Dropout):
-        block.p = 0.0
-for update in range(4):
-    learner.update(draw(update), update)
+learner = without_dropout(small_learner(4, workers=workers))
+state = Path(sys.argv[3]).with_name("state.pt")
+progress = fit(
+    learner, draw, Schedule(4, 2), fake_score, state_file=state, fingerprint="two", workers=workers,
+    show_progress=False,
+)
+assert progress.best_score is not None
 if workers.rank == 0:
     torch.save(learner.model.state_dict(), sys.argv[3])
-torch.distributed.destroy_process_group()
+leave_workers(workers)
 """
+
+
+def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
+    """The same learner, its dropout off: processes draw their own."""
+    for module in learner.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return learner
 
 
 def test_two_processes_train_as_one(dataset, tmp_path, draw):
     script = tmp_path / "two.py"
     script.write_text(_TWO_PROCESSES)
     result = tmp_path / "weights.pt"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            str(script),
-            str(dataset),
-            str(tmp_path / "packed"),
-            str(result),
-        ],
-        check=True,
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ended = subprocess.run(
+        [*launcher, str(script), str(dataset), str(tmp_path / "packed"), str(result)],
         timeout=120,
         capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
     )
-    alone = small_learner(4)
-    for block in alone.model.modules():
-        if isinstance(block, torch.nn.Dropout):
-            block.p = 0.0
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "state.pt").exists()
+    alone = without_dropout(small_learner(4))
     for update in range(4):
         alone.update(draw(update), update)
     together = CausalTransformer(SPEC, **SMALL)
@@ -229,7 +230,7 @@ def test_two_processes_train_as_one(dataset, tmp_path, draw):
     assert not torch.allclose(logits["one"], untrained(draw(9)), atol=0.05)
 
 
-def test_bfloat16_and_compile_train(draw):
+def test_bfloat16_trains_like_float32(draw):
     learner = small_learner(4, bfloat16=True)
     plain = small_learner(4)
     for update in range(2):

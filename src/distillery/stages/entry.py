@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
     def command(config: DictConfig) -> None:
         if config.runtime.num_threads is not None:
             torch.set_num_threads(config.runtime.num_threads)
+        begin = time.perf_counter()
         try:
             require_device(config.runtime.device)
             main(config)
@@ -35,6 +37,9 @@ def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             sys.exit(f"error: {error}")
+        print(
+            f"{main.__name__} took {time.perf_counter() - begin:.0f} s, {time.process_time():.0f} s of processor time"
+        )
 
     return command
 
