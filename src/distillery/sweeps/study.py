@@ -11,7 +11,6 @@ marked failed and queued again. With a URL, Optuna's heartbeat does the same onc
 Trial functions are expected to be deterministic: a suggestion that was tried before gets the earlier answer.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -36,6 +35,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from distillery.core.seeding import stream_seed
+from distillery.sweeps.presence import Presence, repair
 from distillery.sweeps.space import Space, contains, distributions, suggest
 
 logger = logging.getLogger(__name__)
@@ -265,41 +265,6 @@ def work(settings: StudySettings, function: TrialFunction, on_finished: OnFinish
             catch=(RuntimeError, FloatingPointError),
             callbacks=[*([on_finished] if on_finished else []), stop_when_spent],
         )
-
-
-class Presence:
-    """A shared lock on a file beside the journal, held as long as this process works on it."""
-
-    def __init__(self, journal: Path) -> None:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        self._file = journal.with_name(journal.name + ".workers").open("a")
-
-    def __enter__(self) -> "Presence":
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def alone(self) -> bool:
-        """Whether nobody else works on the journal; if so, nobody else can begin before `share`."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.share()
-            return False
-        return True
-
-    def share(self) -> None:
-        """Lets others begin."""
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-
-
-def repair(journal: Path) -> None:
-    """Cuts off a last line whose writer died in the middle of it; Optuna could not append to it."""
-    if journal.is_file() and (content := journal.read_bytes()) and not content.endswith(b"\n"):
-        with journal.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 @dataclass
