@@ -61,6 +61,7 @@ def headline_rows(metrics: Mapping[str, Any], *, split: str) -> list[dict[str, A
         for agent, by_split in by_agent.items():
             values = by_split[split]
             low, high = values["final_return_ci95"]
+            low_fraction, high_fraction = values["oracle_fraction_ci95"]
             rows.append(
                 {
                     "experiment": experiment,
@@ -70,6 +71,7 @@ def headline_rows(metrics: Mapping[str, Any], *, split: str) -> list[dict[str, A
                     "final return": f"{values['final_return']:.2f}",
                     "95 % interval": f"{low:.2f}{DASH}{high:.2f}",
                     "of the oracle": f"{values['oracle_fraction']:.3f}",
+                    "its interval": f"{low_fraction:.3f}{DASH}{high_fraction:.3f}",
                     "IQM": f"{values['oracle_fraction_iqm']:.3f}",
                     "NAUC": f"{values['nauc']:.3f}",
                     **{

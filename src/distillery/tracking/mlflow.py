@@ -178,7 +178,9 @@ class MlflowTracker:
         run = MlflowRun(self)
         status = "FAILED"
         try:
-            run.begin(name, {"kind": kind, **(tags or {}), **provenance_tags()}, parent, description)
+            # Evaluations are what is compared: theirs are the plain names.
+            shown = name if kind == "evaluate" else f"{name} ({kind})"
+            run.begin(shown, {"kind": kind, **(tags or {}), **provenance_tags()}, parent, description)
             run.log_config(config)
             yield run
             status = "FINISHED"
