@@ -7,7 +7,7 @@ from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.models.causal_transformer import CausalTransformer
 
-SPEC = TaskSpec((9, 9), 5, 20)
+SPEC = TaskSpec.of_sizes((9, 9), 5, 20)
 SHAPES = [
     {"positions": "rotary"},
     {"positions": "rotary", "rotary_fraction": 1.0, "tokens_per_step": 3},

@@ -24,7 +24,7 @@ from distillery.models.causal_transformer import CausalTransformer
 from distillery.tracking.mlflow import MlflowTracker
 from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
 
-SPEC = TaskSpec((5, 5), 5, 8)
+SPEC = TaskSpec.of_sizes((5, 5), 5, 8)
 SETTINGS = {"context_length": 4, "width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 16}
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

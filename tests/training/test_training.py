@@ -24,7 +24,7 @@ from distillery.training.distributed import Workers
 from distillery.training.loop import Schedule, fit
 from distillery.training.supervised import SupervisedLearner
 
-SPEC = TaskSpec((5, 5), 5, 8)
+SPEC = TaskSpec.of_sizes((5, 5), 5, 8)
 SMALL = {"context_length": 16, "width": 16, "num_layers": 2, "num_heads": 2, "feedforward_width": 32}
 
 

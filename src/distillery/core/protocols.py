@@ -1,14 +1,14 @@
 """Contracts that more than one wing relies on. A wing implements its own and imports no sibling.
 
-Letters: E parallel environments or learners, S states, A actions, B batch, T environment steps, D observation
-dimensions.
+Letters: E parallel environments or learners, S states, A actions, B batch, T environment steps, D numbers of an
+observation, K numbers of an action (absent where it is one whole number), W width, P parameters of an action.
 """
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,31 +23,45 @@ class TaskBatch(Protocol):
 
     Attributes:
         task_ids: (E,) int64.
-        state: (E,) int64, the current state's number; tabular sources read it, models never do.
-        next_state: (S, A) int64, where each action leads: the dynamics all tasks of the family share.
         can_terminate: whether an episode may end before its last step.
     """
 
     spec: TaskSpec
     task_ids: Tensor
-    state: Tensor
-    next_state: Tensor
     can_terminate: bool
 
     def reset(self, where: Tensor | None = None) -> Tensor:
         """Starts a new episode everywhere, or where the (E,) bool mask says; returns (E, D) observations."""
+
+    def step(self, actions: Tensor) -> Transition:
+        """Advances every environment by its action, (E[, K]); resets none by itself."""
+
+    def oracle_actions(self) -> Tensor:
+        """(E[, K]) a best action now, for an agent that knows the task and the whole state.
+
+        Raises:
+            ValueError: the family knows of none.
+        """
+
+
+@runtime_checkable
+class TabularTaskBatch(TaskBatch, Protocol):
+    """Environments whose states are numbered: what tabular sources need.
+
+    Attributes:
+        state: (E,) int64, the current state's number; tabular sources read it, models never do.
+        next_state: (S, A) int64, where each action leads: the dynamics all tasks of the family share. What a task
+            itself changes on arrival (a key picked up) is in `state` after `advance`, and not in this table.
+    """
+
+    state: Tensor
+    next_state: Tensor
 
     def advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advances every environment by its action, (E,) int64; returns rewards, terminated, truncated, each (E,)."""
 
     def observe(self, states: Tensor) -> Tensor:
         """(..., D) observations of states of any shape."""
-
-    def oracle_actions(self) -> Tensor:
-        """(E,) int64: a best action in each current state, for an agent that knows the task."""
-
-    def step(self, actions: Tensor) -> Transition:
-        """`advance`, then `observe`."""
 
 
 class TaskDistribution(Protocol):
@@ -67,6 +81,13 @@ class TaskDistribution(Protocol):
 
     def oracle_returns(self) -> np.ndarray:
         """(num_tasks,) float64: best expected return of one episode by an agent that knows the task."""
+
+    def expert_actions(self, episode: EpisodeBatch, task_ids: np.ndarray) -> Tensor:
+        """(E, T[, K]) a best action at every step of recorded episodes, for an agent that knows the (E,) tasks.
+
+        Raises:
+            ValueError: the family cannot tell it from a record.
+        """
 
 
 class Learners(Protocol):
@@ -105,31 +126,49 @@ class Source(Protocol):
 class SequenceModel(nn.Module, abc.ABC):
     """Predicts the next action from everything before it and the current observation.
 
+    What it predicts are the P parameters of a distribution over actions (see `distillery.layers.actions`): A logits
+    where one of A actions is taken.
+
     Attributes:
         spec: the task family the model was built for.
         context_length: how many environment steps it sees, the current one included.
+        width: W, of its features.
+        action_head: from features to parameters of an action.
     """
 
     spec: TaskSpec
     context_length: int
 
+    action_head: nn.Module
+    width: int
+
     @abc.abstractmethod
+    def encode(self, context: Context) -> Tensor:
+        """(B, T, W) features of every step, each from the steps before it and its own observation."""
+
     def forward(self, context: Context) -> Tensor:
-        """(B, T, A) logits of the action at every step, each from the steps before it and its own observation."""
+        """(B, T, P) parameters of the action at every step."""
+        parameters: Tensor = self.action_head(self.encode(context))
+        return parameters
 
     @abc.abstractmethod
     def new_cache(self, batch_size: int) -> Any:
         """The empty context of B fresh lifetimes, for `act`."""
 
     @abc.abstractmethod
-    def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: Any) -> Tensor:
-        """(B, A) logits for the current step of B lifetimes; the cache takes the step in.
+    def encode_step(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: Any) -> Tensor:
+        """(B, W) features of the current step of B lifetimes; the cache takes the step in.
 
         Args:
-            observations: (B, D) int64, the current observations.
-            previous: the actions, (B,) int64, and rewards, (B,) float32, of the step before; None at the first.
+            observations: (B, D), the current observations.
+            previous: the actions, (B[, K]), and rewards, (B,) float32, of the step before; None at the first.
             cache: from `new_cache`, changed in place.
         """
+
+    def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: Any) -> Tensor:
+        """(B, P) parameters of the current step's action; see `encode_step`."""
+        parameters: Tensor = self.action_head(self.encode_step(observations, previous, cache))
+        return parameters
 
 
 class ServedModel(Protocol):

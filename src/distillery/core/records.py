@@ -3,11 +3,14 @@
 At step t an agent sees ``observation[t]``, takes ``action[t]`` and is then given ``reward[t]``. The step that ends
 an episode is flagged `terminated` (the task ended it) or `truncated` (time ran out), never both merged into one.
 
-Letters: B batch, E parallel environments or learners, L lifetimes, N episodes, T environment steps, D observation
-dimensions.
+An observation is a row of D numbers (see `distillery.core.specs`); an action is one whole number, or a row of K.
+
+Letters: B batch, E parallel environments or learners, L lifetimes, N episodes, T environment steps, D numbers of an
+observation, K numbers of an action; ``[, K]`` is absent where an action is one whole number.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ class Transition:
     """What one call of `TaskBatch.step` returns, for E environments.
 
     Attributes:
-        observations: (E, D) int64, the observation after the step.
+        observations: (E, D) of `TaskSpec.observation_dtype`, the observation after the step.
         rewards: (E,) float32.
         terminated: (E,) bool, the task ended the episode.
         truncated: (E,) bool, the episode ran out of steps.
@@ -36,11 +39,12 @@ class EpisodeBatch:
     """One episode of each of E independent learners, in lock-step; shorter episodes are padded at the end.
 
     Attributes:
-        observations: (E, T, D) uint8, seen before the action.
-        actions: (E, T) uint8.
+        observations: (E, T, D) of `TaskSpec.stored_dtype`, seen before the action.
+        actions: (E, T[, K]) of the action space's `stored_dtype`.
         rewards: (E, T) float32, given after the action.
         terminated: (E,) bool, whether the task ended the episode; otherwise it was truncated.
-        num_steps: (E,) int64, how many of the T steps are real.
+        num_steps: (E,) int64, how many of the T steps are real; 0 where a learner played no such episode, because its
+            history was over.
     """
 
     observations: Tensor
@@ -55,24 +59,35 @@ class EpisodeBatch:
         steps = torch.arange(self.rewards.shape[1], device=self.rewards.device)
         return (self.rewards * (steps < self.num_steps[:, None])).sum(1)
 
+    def select(self, learners: Any) -> "EpisodeBatch":
+        """The same episode of some learners: an index, a mask or a slice of E."""
+        return EpisodeBatch(**{name: value[learners] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Context:
     """A batch of stretches of histories, as a model reads them; episodes run on without a seam.
 
     Attributes:
-        observations: (B, T, D) int64.
-        actions: (B, T) int64, the action taken at each step: the training target.
+        observations: (B, T, D) of `TaskSpec.observation_dtype`.
+        actions: (B, T[, K]) of `TaskSpec.action_dtype`, the action taken at each step.
         rewards: (B, T) float32, given after that action.
+        targets: (B, T[, K]), the action to predict at each step; None says the one that was taken.
+        weights: (B, T) float32, what each step's loss counts; None says 1. Steps that pad a shorter history count 0.
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
+    targets: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Context":
         """The same context on another device."""
-        return Context(*(x.to(device, non_blocking=True) for x in (self.observations, self.actions, self.rewards)))
+        moved = {
+            name: None if value is None else value.to(device, non_blocking=True) for name, value in vars(self).items()
+        }
+        return Context(**moved)
 
 
 @dataclass(frozen=True)
@@ -83,8 +98,8 @@ class Lifetimes:
         task_ids: (L,) int64.
         seeds: (L,) int64, number of the repetition of that task.
         returns: (L, N) float32, undiscounted return of each episode.
-        observations: (L, N, T, D) uint8, what was seen before each step.
-        actions: (L, N, T) uint8, or None where only returns were kept.
+        observations: (L, N, T, D) of `TaskSpec.stored_dtype`, what was seen before each step.
+        actions: (L, N, T[, K]), or None where only returns were kept.
         num_steps: (L, N) int64, real steps of each episode.
     """
 

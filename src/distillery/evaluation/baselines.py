@@ -8,7 +8,7 @@ import torch
 
 from distillery.core.protocols import Source, TaskDistribution
 from distillery.core.records import EpisodeBatch, Lifetimes
-from distillery.core.rollouts import play_tabular_episode
+from distillery.core.rollouts import play_episode, random_actions
 from distillery.core.seeding import stream_seed, torch_generator
 
 
@@ -39,7 +39,7 @@ def run_source(
     episodes = []
     for _ in range(num_episodes):
         batch = learners.episode()
-        episodes.append(EpisodeBatch(**{name: value[::stride] for name, value in vars(batch).items()}))
+        episodes.append(batch.select(slice(None, None, stride)))
     return _lifetimes(task_ids, num_seeds, episodes)
 
 
@@ -51,19 +51,21 @@ def run_random(
     batch = tasks.batch(ids, seed=stream_seed(seed, "random"))
     generator = torch_generator(seed, "random actions")
 
-    def choose(step: int, state: torch.Tensor) -> torch.Tensor:
-        return torch.randint(tasks.spec.num_actions, state.shape, generator=generator)
+    def choose(step: int, observations: torch.Tensor) -> torch.Tensor:
+        return random_actions(batch, generator)
 
-    return _lifetimes(task_ids, num_seeds, [play_tabular_episode(batch, choose, None) for _ in range(num_episodes)])
+    return _lifetimes(task_ids, num_seeds, [play_episode(batch, choose) for _ in range(num_episodes)])
 
 
 def run_oracle(
     tasks: TaskDistribution, task_ids: np.ndarray, *, num_episodes: int, num_seeds: int, seed: int
 ) -> Lifetimes:
-    """The best actions for a task that is known."""
+    """The best actions for a task that is known.
+
+    Raises:
+        ValueError: the family knows of none.
+    """
     ids = np.repeat(np.asarray(task_ids), num_seeds)
     batch = tasks.batch(ids, seed=stream_seed(seed, "oracle"))
-    episodes = [
-        play_tabular_episode(batch, lambda step, state: batch.oracle_actions(), None) for _ in range(num_episodes)
-    ]
+    episodes = [play_episode(batch, lambda step, observations: batch.oracle_actions()) for _ in range(num_episodes)]
     return _lifetimes(task_ids, num_seeds, episodes)

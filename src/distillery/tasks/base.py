@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.core.records import Transition
+from distillery.core.records import EpisodeBatch, Transition
 from distillery.core.seeding import numpy_generator
 from distillery.core.specs import TaskSpec
 
@@ -23,20 +23,48 @@ class TaskBatch(abc.ABC):
 
     Attributes:
         task_ids: (E,) int64.
-        state: (E,) int64, the current state's number; tabular sources read it, models never do.
         can_terminate: whether an episode may end before its last step.
     """
 
     spec: TaskSpec
     can_terminate: bool
     task_ids: Tensor
-    state: Tensor
-    next_state: Tensor
-    """(S, A) int64: where each action leads; the dynamics all tasks of the family share."""
 
     @abc.abstractmethod
     def reset(self, where: Tensor | None = None) -> Tensor:
         """Starts a new episode everywhere, or where the (E,) bool mask says; returns (E, D) observations."""
+
+    @abc.abstractmethod
+    def step(self, actions: Tensor) -> Transition:
+        """Advances every environment by its action, (E[, K]); resets none by itself."""
+
+    def oracle_actions(self) -> Tensor:
+        """(E[, K]) a best action now, for an agent that knows the task and the whole state.
+
+        Raises:
+            ValueError: the family knows of none.
+        """
+        raise ValueError(f"{type(self).__name__} knows no best actions; choose a source and agents that need none")
+
+    def assign(self, task_ids: Tensor, where: Tensor) -> None:
+        """Gives the environments that the (E,) bool mask says other tasks, (E,) int64; `reset` them next.
+
+        A family that keeps anything else about its tasks extends this.
+        """
+        self.task_ids = torch.where(where, task_ids, self.task_ids)
+
+
+class TabularTaskBatch(TaskBatch):
+    """Environments whose states are numbered, for tabular sources.
+
+    Attributes:
+        state: (E,) int64, the current state's number; tabular sources read it, models never do.
+    """
+
+    state: Tensor
+    next_state: Tensor
+    """(S, A) int64: where each action leads; the dynamics all tasks of the family share. What a task itself changes
+    on arrival is in `state` after `advance`, and not in this table."""
 
     @abc.abstractmethod
     def advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,17 +76,6 @@ class TaskBatch(abc.ABC):
     @abc.abstractmethod
     def observe(self, states: Tensor) -> Tensor:
         """(..., D) observations of states of any shape."""
-
-    @abc.abstractmethod
-    def oracle_actions(self) -> Tensor:
-        """(E,) int64: a best action in each current state, for an agent that knows the task."""
-
-    def assign(self, task_ids: Tensor, where: Tensor) -> None:
-        """Gives the environments that the (E,) bool mask says other tasks, (E,) int64; `reset` them next.
-
-        A family that keeps anything else about its tasks extends this.
-        """
-        self.task_ids = torch.where(where, task_ids, self.task_ids)
 
     def step(self, actions: Tensor) -> Transition:
         """`advance`, then `observe`."""
@@ -82,6 +99,17 @@ class TaskDistribution(abc.ABC):
     @abc.abstractmethod
     def oracle_returns(self) -> np.ndarray:
         """(num_tasks,) float64: best expected return of one episode by an agent that knows the task."""
+
+    def expert_actions(self, episode: EpisodeBatch, task_ids: np.ndarray) -> Tensor:
+        """(E, T[, K]) a best action at every step of recorded episodes, for an agent that knows the (E,) tasks.
+
+        Raises:
+            ValueError: the family cannot tell it from a record.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot tell the best actions of a recorded episode, which models trained on "
+            "expert targets (dpt) need; choose another agent or another family"
+        )
 
     @abc.abstractmethod
     def difficulty(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distillery.core.seeding import torch_generator
 from distillery.core.specs import TaskSpec
-from distillery.tasks.base import TaskBatch, TaskDistribution
+from distillery.tasks.base import TabularTaskBatch, TaskDistribution
 
 ACTION_NAMES = ("left", "right", "up", "down", "no-op")
 # (dx, dy) of each action; y grows downwards, as rows of a picture do.
@@ -69,7 +69,7 @@ class DarkRoom(TaskDistribution):
         self.width, self.height = width, height
         self.reward, self.walls, self.termination = reward, walls, termination
         self.start_states = self._start_states(start)
-        self.spec = TaskSpec((width, height), len(MOVES), episode_steps)
+        self.spec = TaskSpec.of_sizes((width, height), len(MOVES), episode_steps)
         self.num_tasks = width * height
         self.next_state = self._dynamics()
 
@@ -130,7 +130,7 @@ class DarkRoom(TaskDistribution):
         return DarkRoomBatch(self, np.asarray(task_ids), seed=seed, device=device)
 
 
-class DarkRoomBatch(TaskBatch):
+class DarkRoomBatch(TabularTaskBatch):
     """E Dark Rooms stepped as one array program."""
 
     def __init__(self, room: DarkRoom, task_ids: np.ndarray, *, seed: int, device: torch.device | str) -> None:
