@@ -44,6 +44,14 @@ repro: $(READY)  ## run the pipeline: whatever in dvc.yaml is not up to date
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(ARGS)
 
+.PHONY: paper
+paper: $(READY)  ## run the studies of the paper that are left, then draw the page (ARGS='dark_room --workers 4')
+	$(BIN)/python -m distillery.stages.paper $(ARGS)
+
+.PHONY: compare
+compare: $(READY)  ## hold two results against each other (ARGS='dark_room/ad dark_room/ed')
+	$(BIN)/python -m distillery.stages.compare $(ARGS)
+
 .PHONY: demo
 demo: $(READY)  ## watch a trained model learn in context, in the terminal
 	$(BIN)/python -m distillery.stages.demo $(ARGS)

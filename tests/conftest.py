@@ -41,6 +41,5 @@ def write_dataset(folder: Path, room: DarkRoom, task_ids: np.ndarray, episodes: 
     folder.mkdir(parents=True)
     writer = HistoryWriter(folder, kind="learning", spec=room.spec, splits=room.splits(), num_episodes=len(episodes))
     for half in (slice(None, 20), slice(20, None)):
-        part = [EpisodeBatch(**{name: value[half] for name, value in vars(batch).items()}) for batch in episodes]
-        writer.append(part, task_ids[half])
+        writer.append([batch.select(half) for batch in episodes], task_ids[half])
     writer.seal(tasks={}, source={}, seed=0, selection={"rule": "all runs are kept"})

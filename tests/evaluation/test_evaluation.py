@@ -23,9 +23,10 @@ from distillery.evaluation.storage import write_evaluation
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.sources.q_learning import QLearning
 from distillery.tasks.dark_room import DarkRoom
+from tests.evaluation.families import Points
 
 
-def small_model(room: DarkRoom, **settings) -> CausalTransformer:
+def small_model(room: DarkRoom | Points, **settings) -> CausalTransformer:
     torch.manual_seed(0)
     return CausalTransformer(room.spec, context_length=12, width=16, num_layers=2, num_heads=2, **settings)
 
@@ -101,6 +102,43 @@ def test_batches_bound_memory_and_keep_the_order(room):
     )
 
 
+@pytest.mark.parametrize("name", ["image", "vector"])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_lifetimes_in_any_space_replay(name, greedy):
+    """Actions that were recorded lead to the returns that were recorded; what is too much to keep is not kept."""
+    points = Points(name)
+    model, ids = small_model(points), points.task_ids("train")
+    evaluation = InContextEvaluation(num_episodes=4, num_seeds=2, greedy=greedy)
+    lifetimes = evaluation.run(model, points, ids, seed=0)
+    assert lifetimes.observations is None
+    assert lifetimes.actions.shape == (8, 4, 6, 2)
+    assert lifetimes.actions.dtype == points.spec.action.stored_dtype
+    batch = points.batch(lifetimes.task_ids, seed=0)
+    for episode in range(4):
+        batch.reset()
+        returns, alive = torch.zeros(8), torch.ones(8, dtype=torch.bool)
+        for step in range(6):
+            actions = torch.from_numpy(lifetimes.actions[:, episode, step]).to(points.spec.action_dtype)
+            transition = batch.step(actions)
+            returns += transition.rewards * alive
+            assert alive.tolist() == (step < lifetimes.num_steps[:, episode]).tolist()
+            alive = alive & ~transition.terminated
+        np.testing.assert_allclose(lifetimes.returns[:, episode], returns, rtol=1e-5)
+    again = evaluation.run(model, points, ids, seed=0)
+    np.testing.assert_array_equal(lifetimes.actions, again.actions)
+
+
+def test_an_evaluation_without_observations_on_disk(tmp_path):
+    points = Points("image")
+    run = InContextEvaluation(num_episodes=10, num_seeds=2).run(
+        small_model(points), points, points.task_ids("held_out"), seed=0
+    )
+    write_evaluation(tmp_path / "ad", {"held_out": run}, points.oracle_returns(), agent="ad", weights="x")
+    steps = np.load(tmp_path / "ad" / "steps.npz")
+    assert sorted(steps) == ["actions", "num_steps", "returns", "task_ids"]
+    np.testing.assert_array_equal(steps["actions"], run.actions[::2])
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
         InContextEvaluation(num_episodes=1, num_seeds=0)
@@ -119,13 +157,13 @@ def test_baselines_reach_their_levels():
 
 
 def test_episodes_to_reference_by_hand():
-    oracle = 10.0  # the reference is 8.52
+    level = 8.52
     curve = np.array([0.0] * 5 + [9.0] * 20)
     # Ten episodes with one zero average 8.1, with none 9.0: the first such stretch starts at the sixth episode.
-    assert episodes_to_reference(curve, oracle) == 6
-    assert episodes_to_reference(np.full(12, 8.52), oracle) == 1
-    assert episodes_to_reference(np.full(12, 8.51), oracle) is None
-    assert episodes_to_reference(np.full(9, 10.0), oracle) is None
+    assert episodes_to_reference(curve, level) == 6
+    assert episodes_to_reference(np.full(12, 8.52), level) == 1
+    assert episodes_to_reference(np.full(12, 8.51), level) is None
+    assert episodes_to_reference(np.full(9, 10.0), level) is None
 
 
 def hand_made() -> tuple[Lifetimes, np.ndarray]:

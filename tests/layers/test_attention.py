@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from distillery.layers.attention import Rotary, WindowAttention, alibi_slopes, banded_mask
@@ -50,3 +51,20 @@ def test_fast_attention_equals_the_plain_formula():
             )
             out[i, head] = sum(w * values[head, j] for w, j in zip(scores.softmax(0), seen, strict=True))
     torch.testing.assert_close(attention(x)[0], attention.out_projection(out.flatten(1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "none"])
+def test_weights_times_values_are_what_the_layer_gives(positions):
+    torch.manual_seed(0)
+    attention = WindowAttention(8, num_heads=2, window=4, positions=positions).eval()
+    x = torch.randn(3, 9, 8)
+    _, _, values = attention._heads(x)
+    for position in (0, 2, 8):
+        weights = attention.weights(x, position)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2))
+        assert (weights > 0).sum(-1).unique().tolist() == [min(position + 1, 4)]
+        read = (weights[:, :, None] @ values)[:, :, 0]  # (B, H, K)
+        torch.testing.assert_close(
+            attention.out_projection(read.flatten(1)), attention(x)[:, position], rtol=1e-4, atol=1e-5
+        )

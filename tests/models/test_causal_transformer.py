@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillery.core.records import Context
-from distillery.core.specs import TaskSpec
+from distillery.core.specs import Box, Discrete, TaskSpec
 from distillery.models.causal_transformer import CausalTransformer
 
 SPEC = TaskSpec.of_sizes((9, 9), 5, 20)
@@ -121,3 +121,100 @@ def test_more_steps_than_trained_positions_are_refused():
     model, context = model_and_context(11, positions="absolute")
     with pytest.raises(ValueError, match="trained for 10 steps and the sequence has 11"):
         model(context)
+
+
+SPACES = {
+    "image": TaskSpec({"observation": Box((6, 8, 3), 0, 255, "uint8")}, Discrete((5,)), 20),
+    "vector": TaskSpec({"observation": Box((3,), -1.0, 1.0)}, Box((2,), -1.0, 1.0), 20),
+    "several": TaskSpec({"cell": Discrete((9, 9)), "speed": Box((2,), -1.0, 1.0)}, Discrete((3, 4)), 20),
+}
+
+
+def of_space(name: str, num_steps: int, **settings) -> tuple[CausalTransformer, Context]:
+    """A small model and a random context of 4 lifetimes."""
+    torch.manual_seed(0)
+    spec = SPACES[name]
+    model = CausalTransformer(spec, context_length=6, width=16, num_layers=2, num_heads=2, **settings).eval()
+    observations = {
+        "image": torch.randint(256, (4, num_steps, 6 * 8 * 3), dtype=torch.uint8),
+        "vector": torch.rand(4, num_steps, 3),
+        "several": torch.cat([torch.randint(9, (4, num_steps, 2)), torch.rand(4, num_steps, 2)], -1),
+    }[name]
+    actions = {
+        "image": torch.randint(5, (4, num_steps)),
+        "vector": 2 * torch.rand(4, num_steps, 2) - 1,
+        "several": torch.stack([torch.randint(3, (4, num_steps)), torch.randint(4, (4, num_steps))], -1),
+    }[name]
+    return model, Context(observations, actions, torch.rand(4, num_steps))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+def test_cached_steps_equal_one_pass_in_any_space(name, tokens_per_step):
+    model, context = of_space(name, 15, tokens_per_step=tokens_per_step)
+    parameters = model(context)
+    assert parameters.shape == (4, 15, {"image": 5, "vector": 4, "several": 7}[name])
+    torch.testing.assert_close(act_through(model, context), parameters, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SPACES)
+def test_absolute_positions_in_any_space(name):
+    model, context = of_space(name, 6, positions="absolute")
+    torch.testing.assert_close(act_through(model, context), model(context), rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+def test_parameters_of_actions_are_read_off_features(settings):
+    model, context = model_and_context(12, **settings)
+    features = model.encode(context)
+    assert features.shape == (4, 12, model.width)
+    torch.testing.assert_close(model.action_head(features), model(context))
+    first = model.encode_step(context.observations[:, 0], None, model.new_cache(4))
+    torch.testing.assert_close(first, features[:, 0], rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [*SHAPES, {"positions": "absolute"}], ids=str)
+@pytest.mark.parametrize("at_step", [0, 3, 44])
+def test_attention_weights_are_those_the_model_acts_by(settings, at_step):
+    """Those of the last layer, times its values, must reproduce what it adds at that step."""
+    model, context = model_and_context(47 if settings["positions"] != "absolute" else 46, **settings)
+    block, inputs = model.blocks[-1], []
+    block.attention.register_forward_hook(lambda module, args, output: inputs.append((args[0], output)))
+    weights = model.attention_weights(context, at_step)
+    assert weights.shape == (4, 3, 4, at_step + 1)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(4, 3, 4))
+    read, output = inputs[-1]
+    per_step = model.tokens_per_step
+    _, _, values = block.attention._heads(read)
+    tokens = block.attention.weights(read, read.shape[1] - 1)
+    joined = (tokens[:, :, None] @ values)[:, :, 0].flatten(1)
+    torch.testing.assert_close(block.attention.out_projection(joined), output[:, -1], rtol=1e-4, atol=1e-5)
+    # Tokens of a step are added up, the last step having its observation alone.
+    by_step = torch.nn.functional.pad(tokens, (0, per_step - 1)).unflatten(-1, (-1, per_step)).sum(-1)
+    seen = by_step.shape[-1]
+    torch.testing.assert_close(weights[:, -1, :, -seen:], by_step)
+    assert bool((weights[..., : at_step + 1 - seen] == 0).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+def test_attention_weights_of_a_whole_lifetime_and_of_what_reaches_agree(settings):
+    """Features at a step need no more of the lifetime than attention weights are computed from."""
+    model, context = model_and_context(80, **settings)
+    inputs = []
+    model.blocks[-1].attention.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    model.attention_weights(context, 70)
+    model.encode(Context(context.observations[:, :71], context.actions[:, :71], context.rewards[:, :71]))
+    cut, whole = inputs
+    assert cut.shape[1] < whole.shape[1]
+    torch.testing.assert_close(cut[:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_at_a_step_that_was_not_lived_is_refused():
+    model, context = model_and_context(10)
+    with pytest.raises(ValueError, match="at_step must be from 0 to 9, got 10"):
+        model.attention_weights(context, 10)

@@ -128,6 +128,8 @@ def write_dataset(root: Path, experiment: str, dataset: str, tasks: DarkRoom, sp
         source={},
         seed=0,
         num_episodes=num_episodes,
+        min_episodes=num_episodes,
+        mean_tenths=[2.0, 16.5],
         selection=selection,
         mean_returns=list(np.linspace(0.4, 16.5, num_episodes)),
         shards=[Shard("shard-00000.parquet", 2270, 2270 * 20 * num_episodes, "0" * 64)],

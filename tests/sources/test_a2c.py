@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.sources.a2c import A2C, A2CLearners, StackedAdam, Stretch, lambda_returns
+from distillery.layers.perceptrons import StackedAdam
+from distillery.sources.a2c import A2C, A2CLearners, Stretch, lambda_returns
+from distillery.tasks.dark_key_to_door import DarkKeyToDoor
 from distillery.tasks.dark_room import DarkRoom
 
 SMALL = {"num_episodes": 10, "num_actors": 4, "rollout_steps": 6, "num_layers": 2, "hidden_size": 16}
@@ -241,3 +243,39 @@ def test_entropy_starts_near_its_bound() -> None:
     # No values and a uniform policy: only returns weigh log(1/5), and the bonus is log 5.
     expected = math.log(5) * learners._returns(stretch).mean().item() - math.log(5)
     assert learners._losses(stretch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_states_tell_what_observations_hide() -> None:
+    room, ids = DarkKeyToDoor(width=3, height=3, num_train=None, num_validation=2, num_held_out=2), np.array([5, 7])
+    by_observation, by_state = (
+        A2C(**SMALL, reads=reads).start(room, ids, seed=0) for reads in ("observation", "state")
+    )
+    num_states = 27
+    assert by_observation._inputs.shape == (num_states, 6)
+    assert torch.equal(by_state._inputs, torch.eye(num_states))
+    without_key, with_key = by_observation._log_policy[:, :9], by_observation._log_policy[:, 9:18]
+    assert torch.equal(without_key, with_key)
+    assert not torch.isclose(by_state._log_policy[:, :9], by_state._log_policy[:, 9:18]).all(-1).any()
+
+
+def test_one_actor_learns_from_key_to_door() -> None:
+    room, ids = DarkKeyToDoor(width=4, height=4, episode_steps=30, num_train=None), np.array([3, 100, 202, 155])
+    source = A2C(
+        num_episodes=250,
+        num_actors=1,
+        rollout_steps=30,
+        learning_rate=1e-2,
+        num_layers=1,
+        hidden_size=32,
+        reads="state",
+    )
+    learners = source.start(room, ids, seed=0)
+    np.testing.assert_array_equal(learners.task_ids, ids)
+    returns = torch.stack([learners.episode().returns for _ in range(250)])
+    assert returns[:20].mean() < 1.4
+    assert returns[-50:].mean() > 1.85
+
+
+def test_what_is_read_is_named() -> None:
+    with pytest.raises(ValueError, match="reads.*pixels"):
+        A2C(num_episodes=1, reads="pixels")

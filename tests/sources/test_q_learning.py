@@ -6,6 +6,7 @@ import torch
 
 from distillery.core.records import EpisodeBatch
 from distillery.sources.q_learning import QLearners, QLearning
+from distillery.tasks.dark_key_to_door import DarkKeyToDoor
 from distillery.tasks.dark_room import DarkRoom
 
 
@@ -97,3 +98,24 @@ def test_it_learns_the_room_to_the_oracle() -> None:
     assert last > 0.98 * oracle.mean()
     near = learners.episode(frozen=True).returns.numpy() > 0.9 * oracle
     assert near.mean() > 0.97
+
+
+def test_it_learns_the_way_from_key_to_door() -> None:
+    room = DarkKeyToDoor()
+    task_ids = np.random.default_rng(0).choice(room.num_tasks, 100, replace=False)
+    source = QLearning(num_episodes=200, epsilon_start=0.05, initial_value=0.2)
+    learners = source.start(room, task_ids, seed=0)
+    returns = torch.stack([learners.episode().returns for _ in range(source.num_episodes)])  # (N, E)
+    assert returns[:20].mean() < 0.8
+    assert 1.0 < returns[20:40].mean() < 1.5
+    assert (returns[-20:].mean(0) > 1.9).float().mean() > 0.95
+
+
+def test_a_goal_that_pays_once_is_found_in_the_hard_room_and_kept() -> None:
+    room = DarkRoom(width=17, height=17, reward="once", num_validation=24, num_held_out=48)
+    source = QLearning(num_episodes=300, discount=0.9, epsilon_start=0.05, initial_value=0.05)
+    learners = source.start(room, np.arange(0, 289, 3), seed=0)
+    returns = torch.stack([learners.episode().returns for _ in range(source.num_episodes)])
+    found = returns[:200].amax(0) > 0
+    assert found.float().mean() > 0.5
+    assert (returns[-20:].mean(0)[found] > 0.9).float().mean() > 0.8

@@ -1,30 +1,80 @@
-"""One battery over all sources: seeding, independence, records, frozen episodes and episodes that end early."""
+"""One battery over all sources: seeding, independence, records, frozen episodes and episodes that end early.
+
+It finds the sources by their configurations.
+"""
+
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+import distillery
 from distillery.core.records import EpisodeBatch
 from distillery.sources.a2c import A2C
 from distillery.sources.base import Learners, Source
 from distillery.sources.explorer import Explorer
+from distillery.sources.noise_annealed import NoiseAnnealed
 from distillery.sources.q_learning import QLearning
+from distillery.sources.thompson import ThompsonSampling
+from distillery.sources.ucb import UCB
+from distillery.tasks.adversarial_bandit import AdversarialBandit
+from distillery.tasks.base import TaskDistribution
 from distillery.tasks.dark_room import DarkRoom, DarkRoomBatch
 
-SOURCES = {
-    "q_learning": QLearning(num_episodes=8, epsilon_fraction=0.5),
-    "q_learning_optimistic": QLearning(num_episodes=8, initial_value=20.0, epsilon_start=0.3),
-    "explorer": Explorer(num_episodes=8),
-    "a2c": A2C(num_episodes=8, num_actors=3, rollout_steps=7, num_layers=2, hidden_size=16, learning_rate=1e-2),
+CONF = Path(distillery.__file__).parent / "conf" / "sources"
+# What makes a source small; one that is not named here runs as it is configured.
+SMALL = {
+    "q_learning": {"epsilon_start": 1.0, "epsilon_fraction": 0.5, "initial_value": 0.0},
+    "a2c": {"num_actors": 3, "rollout_steps": 7, "num_layers": 2, "hidden_size": 16, "learning_rate": 1e-2},
+    "dqn": {
+        "num_actors": 3,
+        "rollout_steps": 7,
+        "overlap_steps": 3,
+        "batch_size": 4,
+        "replay_steps": 400,
+        "updates_per_rollout": 1,
+        "hidden_size": 16,
+        "learning_rate": 1e-2,
+    },
+    "ppo": {"num_actors": 3, "num_epochs": 2, "num_minibatches": 2, "hidden_size": 16, "learning_rate": 1e-2},
 }
+FOR_BANDITS = ("thompson", "ucb")
+# For families of their own, with tests of their own.
+ELSEWHERE = ("pose_searcher",)
+
+
+def configured() -> dict[str, Source]:
+    """A small source of each configuration that names a class."""
+    found = {}
+    for file in sorted(CONF.glob("*.yaml")):
+        settings = yaml.safe_load(file.read_text())
+        if "_target_" in settings and file.stem not in ELSEWHERE:
+            module, _, name = settings.pop("_target_").rpartition(".")
+            source = getattr(importlib.import_module(module), name)
+            found[file.stem] = source(**settings | {"num_episodes": 8} | SMALL.get(file.stem, {}))
+    return found
+
+
+SOURCES = configured() | {"q_learning_optimistic": QLearning(num_episodes=8, initial_value=20.0, epsilon_start=0.3)}
+ROOM_SOURCES = {name: source for name, source in SOURCES.items() if name not in FOR_BANDITS}
 ROOM = {"width": 5, "height": 4, "num_validation": 3, "num_held_out": 4}
 ROOMS = {
     "lasting": DarkRoom(**ROOM),
     "ending": DarkRoom(**ROOM, termination="at_goal"),
 }
+BANDIT = AdversarialBandit(
+    num_arms=5, num_pulls=20, num_train=12, num_validation=3, num_held_out=5, num_uniform=0, num_seen=0
+)
 TASK_IDS = np.array([13, 2, 19, 7])
+PAIRS = {f"{name}-{room}": (source, ROOMS[room]) for name, source in ROOM_SOURCES.items() for room in ROOMS} | {
+    f"{name}-bandit": (SOURCES[name], BANDIT) for name in FOR_BANDITS
+}
 
-for_all_sources = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+for_all_pairs = pytest.mark.parametrize(("source", "tasks"), PAIRS.values(), ids=PAIRS.keys())
+for_room_sources = pytest.mark.parametrize("source", ROOM_SOURCES.values(), ids=ROOM_SOURCES.keys())
 for_all_rooms = pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS.keys())
 
 
@@ -44,22 +94,20 @@ def play(learners: Learners, num_episodes: int) -> list[EpisodeBatch]:
     return [learners.episode() for _ in range(num_episodes)]
 
 
-@for_all_sources
-@for_all_rooms
-def test_a_run_repeats_bit_for_bit(source: Source, room: DarkRoom) -> None:
-    first, again = (list(source.run(room, TASK_IDS, seed=4)) for _ in range(2))
+@for_all_pairs
+def test_a_run_repeats_bit_for_bit(source: Source, tasks: TaskDistribution) -> None:
+    first, again = (list(source.run(tasks, TASK_IDS, seed=4)) for _ in range(2))
     assert len(first) == source.num_episodes
     assert all(equal(*pair) for pair in zip(first, again, strict=True))
-    other = list(source.run(room, TASK_IDS, seed=5))
+    other = list(source.run(tasks, TASK_IDS, seed=5))
     assert not all(equal(*pair) for pair in zip(first, other, strict=True))
 
 
-@for_all_sources
-@for_all_rooms
-def test_a_learner_does_not_feel_the_others(source: Source, room: DarkRoom) -> None:
+@for_all_pairs
+def test_a_learner_does_not_feel_the_others(source: Source, tasks: TaskDistribution) -> None:
     # With the same seed each learner is given the same draws, so that the first can differ only by what leaks to it
     # from the others, who are given other goals.
-    learners, beside_others = (source.start(room, ids, seed=0) for ids in (TASK_IDS, np.array([13, 12, 8, 8])))
+    learners, beside_others = (source.start(tasks, ids, seed=0) for ids in (TASK_IDS, np.array([13, 12, 8, 8])))
     own = slice(0, len(learners.task_ids) // len(TASK_IDS))
     others = slice(own.stop, None)
     for _ in range(3):
@@ -70,17 +118,16 @@ def test_a_learner_does_not_feel_the_others(source: Source, room: DarkRoom) -> N
         assert not all(equal(part(x, others), part(y, others)) for x, y in zip(first, second, strict=True))
 
 
-@for_all_sources
-@for_all_rooms
-def test_what_an_episode_holds(source: Source, room: DarkRoom) -> None:
-    learners = source.start(room, TASK_IDS, seed=0)
+@for_all_pairs
+def test_what_an_episode_holds(source: Source, tasks: TaskDistribution) -> None:
+    learners = source.start(tasks, TASK_IDS, seed=0)
     num_streams = len(learners.task_ids)
     num_actors = num_streams // len(TASK_IDS)
     np.testing.assert_array_equal(learners.task_ids, np.repeat(TASK_IDS, num_actors))
     for frozen in (False, True):
         episode = learners.episode(frozen=frozen)
         expected = {
-            "observations": ((num_streams, 20, 2), torch.uint8),
+            "observations": ((num_streams, 20, tasks.spec.observation_width), torch.uint8),
             "actions": ((num_streams, 20), torch.uint8),
             "rewards": ((num_streams, 20), torch.float32),
             "terminated": ((num_streams,), torch.bool),
@@ -92,7 +139,7 @@ def test_what_an_episode_holds(source: Source, room: DarkRoom) -> None:
         assert not episode.rewards.requires_grad
 
 
-@for_all_sources
+@for_room_sources
 @for_all_rooms
 def test_observations_follow_from_actions(source: Source, room: DarkRoom) -> None:
     learners = source.start(room, TASK_IDS, seed=0)
@@ -107,17 +154,16 @@ def test_observations_follow_from_actions(source: Source, room: DarkRoom) -> Non
         assert torch.equal(episode.rewards[real], (reached == goals[:, None]).float()[real])
 
 
-@for_all_sources
-@for_all_rooms
-def test_frozen_episodes_learn_nothing(source: Source, room: DarkRoom) -> None:
-    learners, interrupted = (source.start(room, TASK_IDS, seed=0) for _ in range(2))
+@for_all_pairs
+def test_frozen_episodes_learn_nothing(source: Source, tasks: TaskDistribution) -> None:
+    learners, interrupted = (source.start(tasks, TASK_IDS, seed=0) for _ in range(2))
     for expected in play(learners, 6):
         for _ in range(2):
             interrupted.episode(frozen=True)
         assert equal(interrupted.episode(), expected)
 
 
-@for_all_sources
+@for_room_sources
 def test_episodes_end_at_the_goal(source: Source) -> None:
     learners = source.start(ROOMS["ending"], np.arange(20), seed=1)
     episodes = play(learners, 4)
@@ -154,7 +200,7 @@ class PoisonedRoom(DarkRoom):
         return PoisonedBatch(self, np.asarray(task_ids), seed=seed, device=device)
 
 
-@for_all_sources
+@for_room_sources
 def test_padding_is_not_learned_from(source: Source) -> None:
     ids = np.arange(20)
     poisoned_room = PoisonedRoom(**ROOM, termination="at_goal")
@@ -195,6 +241,16 @@ def test_padding_is_not_learned_from(source: Source) -> None:
         (A2C, {"adam_betas": [0.9]}),
         (A2C, {"adam_epsilon": 0.0}),
         (A2C, {"max_gradient_norm": 0.0}),
+        (UCB, {"num_episodes": 0}),
+        (UCB, {"confidence": -0.1}),
+        (UCB, {"confidence": float("inf")}),
+        (ThompsonSampling, {"num_episodes": -1}),
+        (NoiseAnnealed, {"num_episodes": 0}),
+        (NoiseAnnealed, {"epsilon_start": 1.1}),
+        (NoiseAnnealed, {"epsilon_end": -0.5}),
+        (NoiseAnnealed, {"epsilon_fraction": 2}),
+        (NoiseAnnealed, {"schedule": "square"}),
+        (NoiseAnnealed, {"anneal_every": "day"}),
     ],
 )
 def test_bad_settings_are_named(source: type, settings: dict) -> None:
@@ -204,8 +260,8 @@ def test_bad_settings_are_named(source: type, settings: dict) -> None:
         source(**{"num_episodes": 10} | settings)
 
 
-@for_all_sources
-def test_no_tasks_or_unknown_tasks_are_refused(source: Source) -> None:
+@for_all_pairs
+def test_no_tasks_or_unknown_tasks_are_refused(source: Source, tasks: TaskDistribution) -> None:
     for ids in ([], [20]):
         with pytest.raises(ValueError, match="task ids"):
-            source.start(ROOMS["lasting"], np.array(ids, dtype=int), seed=0)
+            source.start(tasks, np.array(ids, dtype=int), seed=0)

@@ -15,15 +15,31 @@ GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
 }
 CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+BANDIT = [
+    "tasks=adversarial_bandit",
+    "histories.contexts.keep_every_episode=1",
+    "histories.contexts.sequence_length=100",
+    "models.context_length=100",
+]
 # A choice that fits only together with others.
 COMPANIONS = {
     ("models", "causal_transformer_paper"): ["histories.contexts.sequence_length=80"],
+    ("sources", "dqn"): ["histories.contexts.keep_every_episode=1"],
     ("sources", "explorer"): ["histories.contexts.keep_every_episode=1"],
+    ("sources", "explorer_bandit"): BANDIT,
+    ("sources", "explorer_hard"): ["histories.contexts.keep_every_episode=1"],
+    ("sources", "explorer_key_to_door"): ["histories.contexts.keep_every_episode=1"],
+    ("sources", "pose_searcher"): ["tasks=watermaze_small", "histories.contexts.keep_every_episode=1"],
+    ("sources", "ucb"): BANDIT,
+    ("sources", "thompson"): BANDIT,
+    ("training", "rl2"): ["agent=rl2"],
 }
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_choice_composes_and_can_run(group, choice):
+    if choice.endswith("minigrid"):
+        pytest.importorskip("minigrid", reason="needs the extra distillery[environments]")
     if not choice.startswith("__"):
         with initialize_config_module("distillery.conf", version_base="1.3"):
             config = compose("config", [f"{group}={choice}", *COMPANIONS.get((group, choice), [])])
@@ -105,8 +121,8 @@ def test_bad_values_of_a_dataset_are_refused(params, changes, words):
 
 
 def test_unknown_names_are_refused(params):
-    params["experiments"]["dark_room"]["groups"] = {"models": "lstm"}
-    assert "lstm" in refusal(params)
+    params["experiments"]["dark_room"]["groups"] = {"models": "lstmm"}
+    assert "lstmm" in refusal(params)
     params["experiments"]["dark_room"] = {"dataset": "nowhere"}
     assert "'nowhere'" in refusal(params)
     params["experiments"]["dark_room"] = {"dataset": "dark_room-q_learning", "sets": {}}

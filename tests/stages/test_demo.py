@@ -1,12 +1,14 @@
 """The first minute: the committed checkpoint learns in context on goals it never saw."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 
+from distillery.core.specs import TaskSpec
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
-from distillery.stages.demo import DEMO_CHECKPOINT, main, watch
+from distillery.stages.demo import DEMO_CHECKPOINT, main, room_size, watch
 from distillery.stages.entry import build
 from distillery.stages.evaluate import load_model
 from distillery.training.checkpoints import read_checkpoint_info
@@ -63,6 +65,15 @@ def test_the_terminal_shows_every_episode(capsys):
 def test_mistakes_are_told(arguments, message):
     with pytest.raises(SystemExit, match=message):
         main(arguments)
+
+
+def test_tasks_that_are_no_rooms_of_goals_are_refused(demo):
+    _, tasks, _ = demo
+    assert room_size(tasks) == (9, 9)
+    sliver = copy.copy(tasks)
+    sliver.spec = TaskSpec.of_sizes((81,), 5, 20)
+    with pytest.raises(ValueError, match=r"each cell is the goal of one task.*DarkRoom; choose one of dark_room"):
+        room_size(sliver)
 
 
 def test_another_format_version_is_refused(tmp_path):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from distillery.core.rollouts import play_episode, random_actions
 from distillery.tasks.base import SPLITS
-from distillery.tasks.dark_room import ACTION_NAMES, DarkRoom
+from distillery.tasks.dark_room import ACTION_NAMES, DarkRoom, action_permutations
 
 LEFT, RIGHT, UP, DOWN, STAY = range(5)
+HARD = {"width": 17, "height": 17, "reward": "once", "num_validation": 24, "num_held_out": 48}
 
 
 def play(room: DarkRoom, task_ids, actions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -63,6 +65,35 @@ def test_a_random_policy_earns_20_81sts() -> None:
     assert total.mean().item() == pytest.approx(20 / 81, abs=4 * total.std().item() / num_envs**0.5)
 
 
+def chance_of_touching(room: DarkRoom) -> np.ndarray:
+    """(S,) exact chance that a uniformly random walk of one episode touches each goal."""
+    num_cells = room.width * room.height
+    moves = np.zeros((num_cells, num_cells))
+    for leads_to in room.next_state.T:
+        moves[np.arange(num_cells), leads_to] += 1 / 5
+    walks = np.zeros((num_cells, num_cells))  # (goals, cells): where walks are that have not touched the goal
+    walks[:, room.start_states] = 1 / len(room.start_states)
+    for _ in range(room.spec.episode_steps):
+        walks = walks @ moves
+        np.fill_diagonal(walks, 0.0)
+    return 1.0 - walks.sum(1)
+
+
+def test_the_levels_of_the_hard_room() -> None:
+    room = DarkRoom(**HARD)
+    assert (room.oracle_returns() == 1.0).all()  # no cell is further than 16
+    assert [len(ids) for ids in room.splits().values()] == [217, 24, 48]
+    expected = chance_of_touching(room).mean()
+    assert expected == pytest.approx(0.0373, abs=1e-4)
+    batch, generator = room.batch(np.tile(np.arange(289), 100), seed=0), torch.Generator().manual_seed(0)
+    returns = play_episode(batch, lambda step, observations: random_actions(batch, generator)).returns
+    error = returns.std().item() / len(returns) ** 0.5
+    assert returns.mean().item() == pytest.approx(expected, abs=4 * error)
+    assert error < 0.0015
+    oracle = play_episode(batch, lambda step, observations: batch.oracle_actions())
+    assert (oracle.returns == 1.0).all()
+
+
 def test_any_walk_earns_20_over_all_goals_together() -> None:
     _, rewards, _, _ = play(DarkRoom(), np.arange(81), [LEFT, UP, UP, STAY, RIGHT] * 4)
     assert rewards.sum() == 20
@@ -92,6 +123,70 @@ def test_oracle_actions_earn_the_oracle(walls: str, start: str) -> None:
     batch.reset()
     total = sum(batch.advance(batch.oracle_actions())[0] for _ in range(20))
     assert total.mean().item() == pytest.approx(room.oracle_returns().mean(), abs=0.05 if start == "random" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"reward": "once"}, {"walls": "wrap", "start": "random"}, {"num_action_permutations": 7}]
+)
+def test_expert_actions_are_the_oracles(settings: dict) -> None:
+    room = DarkRoom(**settings)
+    task_ids = np.arange(room.num_tasks)
+    batch, generator = room.batch(task_ids, seed=0), torch.Generator().manual_seed(0)
+    wanted = []
+
+    def choose(step: int, observations: torch.Tensor) -> torch.Tensor:
+        wanted.append(batch.oracle_actions())
+        return random_actions(batch, generator)
+
+    episode = play_episode(batch, choose)
+    assert torch.equal(room.expert_actions(episode, task_ids), torch.stack(wanted, 1))
+
+
+# Permuted actions
+
+
+def test_the_first_permutation_is_none_and_no_two_are_alike() -> None:
+    every = action_permutations(120)
+    assert every[0].tolist() == [0, 1, 2, 3, 4]
+    assert len(np.unique(every, axis=0)) == 120
+    assert (np.sort(every, 1) == np.arange(5)).all()
+    np.testing.assert_array_equal(action_permutations(9), every[:9])
+
+
+def test_actions_move_as_their_tasks_say() -> None:
+    room = DarkRoom(num_action_permutations=3)
+    assert room.num_tasks == 243
+    goal = 5 + 9 * 4
+    task_ids = goal + 81 * np.arange(3)
+    for action in range(5):
+        observations, rewards, _, _ = play(room, task_ids, [action])
+        moves = room.permutations[:, action]
+        reached = room.next_state[40, moves]
+        assert observations[0].tolist() == [[cell % 9, cell // 9] for cell in reached]
+        assert rewards[0].tolist() == (reached == goal).astype(float).tolist()
+
+
+def test_permuted_tasks_are_as_hard_as_their_goals() -> None:
+    room, plain = DarkRoom(num_action_permutations=4), DarkRoom()
+    np.testing.assert_array_equal(room.oracle_returns().reshape(4, 81), np.tile(plain.oracle_returns(), (4, 1)))
+    batch = room.batch(np.arange(324), seed=0)
+    returns = play_episode(batch, lambda step, observations: batch.oracle_actions()).returns
+    np.testing.assert_array_equal(returns.numpy(), room.oracle_returns())
+    np.testing.assert_array_equal(room.draw(81 * 2 + 5, 7), plain.draw(5, 7))
+
+
+def test_permuted_tasks_say_that_their_moves_differ() -> None:
+    assert DarkRoom().batch(np.array([0]), seed=0).shares_dynamics
+    assert not DarkRoom(num_action_permutations=2).batch(np.array([0]), seed=0).shares_dynamics
+
+
+def test_permuted_tasks_can_be_reassigned() -> None:
+    room = DarkRoom(num_action_permutations=2)
+    batch = room.batch(np.array([40, 40]), seed=0)
+    batch.assign(torch.tensor([41 + 81, 0]), torch.tensor([True, False]))
+    batch.reset()
+    action = int(np.flatnonzero(room.permutations[1] == RIGHT)[0])
+    assert batch.advance(torch.tensor([action, STAY]))[0].tolist() == [1, 1]
 
 
 def test_actions_move_as_named() -> None:
@@ -220,6 +315,9 @@ def test_a_room_is_drawn() -> None:
         ({"width": 0}, "0 and 9"),
         ({"height": 257}, "9 and 257"),
         ({"episode_steps": 0}, "got 0"),
+        ({"num_action_permutations": 0}, "num_action_permutations.*0"),
+        ({"num_action_permutations": 121}, "num_action_permutations.*121"),
+        ({"split": "thirds"}, "'thirds'"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, shown: str) -> None:
@@ -266,6 +364,33 @@ def test_every_split_is_as_hard_as_the_whole(split_seed: int) -> None:
 def test_an_empty_split_is_refused(settings: dict, empty: str) -> None:
     with pytest.raises(ValueError, match=f"'{empty}'.*{next(iter(settings.values()))}"):
         DarkRoom(**settings).splits()
+
+
+def test_the_default_split_stays_what_it_was() -> None:
+    splits = DarkRoom().splits()
+    assert splits["validation"].tolist() == [4, 7, 43, 48, 61, 66, 70, 77]
+    assert splits["held_out"].tolist() == [0, 5, 6, 12, 16, 17, 18, 19, 29, 31, 38, 50, 51, 53, 56, 60]
+
+
+def test_some_goals_may_be_left_unused() -> None:
+    few, all_left = DarkRoom(num_train=10).splits(), DarkRoom().splits()
+    assert len(few["train"]) == 10
+    assert set(few["train"]) < set(all_left["train"])
+    np.testing.assert_array_equal(few["held_out"], all_left["held_out"])
+    with pytest.raises(ValueError, match="num_train=58.*leave 57"):
+        DarkRoom(num_train=58).splits()
+
+
+def test_held_out_goals_may_lie_in_a_half_of_their_own() -> None:
+    x = {split: ids % 9 for split, ids in DarkRoom(split="halves").splits().items()}
+    assert [len(ids) for ids in x.values()] == [37, 8, 16]
+    assert max(x["train"].max(), x["validation"].max()) == 4
+    assert x["held_out"].min() == 5
+    assert len(DarkRoom(split="halves", num_held_out=36).task_ids("held_out")) == 36
+    with pytest.raises(ValueError, match="num_held_out=37.*36"):
+        DarkRoom(split="halves", num_held_out=37).splits()
+    with pytest.raises(ValueError, match="'train'.*36 of them held apart"):
+        DarkRoom(split="halves", num_validation=45).splits()
 
 
 def test_an_unknown_split_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The Gymnasium faces of a task: the checker, autoreset, and the vector environment against single ones."""
 
+import math
 import subprocess
 import sys
 import warnings
@@ -7,6 +8,7 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -14,8 +16,11 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import ClipReward, DictInfoToList, RecordEpisodeStatistics
 
 import distillery.tasks  # noqa: F401, registers the environments
+from distillery.core.records import Transition
+from distillery.core.specs import Box, Discrete, TaskSpec
+from distillery.tasks.base import TaskBatch, TaskDistribution
 from distillery.tasks.dark_room import DarkRoom
-from distillery.tasks.gymnasium_env import TaskEnv, TaskVectorEnv
+from distillery.tasks.gymnasium_env import COLOURS, TaskEnv, TaskVectorEnv
 
 ID = "distillery/DarkRoom-v0"
 STAY = 4
@@ -300,3 +305,164 @@ def test_other_vector_wrappers_work() -> None:
     clipped = ClipReward(make_vec(2, task_id=[40, 1]), max_reward=0.5)
     clipped.reset(seed=0)
     assert clipped.step(np.full(2, STAY))[1].tolist() == [0.5, 0.0]
+
+
+class Panel(TaskDistribution):
+    """A counter shown in every way there is: as an image, as numbers and as a dial, changed by two switches."""
+
+    spec = TaskSpec(
+        {
+            "dial": Discrete((4, 50)),
+            "image": Box((5, 6, 3), 0, 255, "uint8"),
+            "needle": Box((2,), -math.inf, math.inf),
+        },
+        Discrete((3, 2)),
+        6,
+    )
+    num_tasks = 4
+
+    def __init__(self, spec: TaskSpec | None = None) -> None:
+        super().__init__(num_validation=1, num_held_out=1, split_seed=0)
+        self.spec = spec or self.spec
+
+    def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> "PanelBatch":
+        return PanelBatch(self.spec, task_ids)
+
+    def oracle_returns(self) -> np.ndarray:
+        return np.ones(4)
+
+
+class PanelBatch(TaskBatch):
+    """Counts up by its action, from the task's number; ends at 9."""
+
+    can_terminate = True
+
+    def __init__(self, spec: TaskSpec, task_ids: np.ndarray) -> None:
+        self.spec, self.task_ids = spec, torch.as_tensor(task_ids)
+        self.count, self.elapsed = self.task_ids.clone(), torch.zeros_like(self.task_ids)
+
+    def seen(self) -> torch.Tensor:
+        count = self.count.float()[:, None]
+        whole = {
+            "dial": torch.cat([count % 4, count], 1),
+            "image": (count + torch.arange(90)) % 256,
+            "needle": torch.cat([count / 2, -count], 1),
+        }
+        return torch.cat([whole[name] for name in self.spec.observation], 1).to(self.spec.observation_dtype)
+
+    def reset(self, where: torch.Tensor | None = None) -> torch.Tensor:
+        where = torch.ones_like(self.count, dtype=torch.bool) if where is None else where
+        self.count = torch.where(where, self.task_ids, self.count)
+        self.elapsed = self.elapsed * ~where
+        return self.seen()
+
+    def step(self, actions: torch.Tensor) -> Transition:
+        self.count = self.count + actions.reshape(len(self.count), -1).sum(1).abs().ceil().long()
+        self.elapsed = self.elapsed + 1
+        terminated = self.count >= 9
+        return Transition(self.seen(), self.count.float(), terminated, (self.elapsed >= 6) & ~terminated)
+
+
+IMAGE_ONLY = TaskSpec({"image": Panel.spec.observation["image"]}, Box((2,), -1, 1), 6)
+NEEDLE_ONLY = TaskSpec({"needle": Panel.spec.observation["needle"]}, Discrete((3,)), 6)
+PANELS = {"all": None, "image": IMAGE_ONLY, "needle": NEEDLE_ONLY}
+
+
+@pytest.mark.parametrize("spec", PANELS.values(), ids=PANELS.keys())
+def test_the_checker_finds_nothing_in_any_space(spec: TaskSpec | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(infinity|symmetric).*")  # an unbounded box is what is checked
+        env = TaskEnv(Panel(spec))
+        env.spec = gymnasium.spec(ID)
+        check_env(env, skip_close_check=True)
+
+
+def test_any_space_has_its_gymnasium_form() -> None:
+    env = TaskEnv(Panel(), task_id=3)
+    spaces = gymnasium.spaces
+    assert env.observation_space == spaces.Dict(
+        {
+            "dial": spaces.MultiDiscrete([4, 50]),
+            "image": spaces.Box(0, 255, (5, 6, 3), np.uint8),
+            "needle": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+        }
+    )
+    assert env.action_space == spaces.MultiDiscrete([3, 2])
+    env.reset(seed=0)
+    observation, reward, terminated, truncated, info = env.step(np.array([2, 1]))
+    assert observation in env.observation_space
+    assert observation["dial"].tolist() == [2, 6]
+    assert observation["image"].ravel().tolist() == list(range(6, 96))
+    assert observation["needle"].tolist() == [3.0, -6.0]
+    assert (reward, terminated, truncated, info) == (6.0, False, False, {"task_id": 3})
+    assert TaskEnv(Panel(IMAGE_ONLY)).action_space == spaces.Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize("spec", PANELS.values(), ids=PANELS.keys())
+def test_the_vector_environment_equals_single_ones_in_any_space(spec: TaskSpec | None) -> None:
+    task_ids = [0, 3, 1]
+    envs = TaskVectorEnv(Panel(spec), num_envs=3, task_id=task_ids)
+    apart = SyncVectorEnv(
+        [lambda task_id=task_id: TaskEnv(Panel(spec), task_id=task_id) for task_id in task_ids],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    assert envs.observation_space == apart.observation_space
+    assert envs.action_space == apart.action_space
+    envs.action_space.seed(0)
+    assert data_equivalence(envs.reset(seed=0), apart.reset(seed=0), exact=True)
+    ends = np.zeros(2)
+    for _ in range(40):
+        actions = envs.action_space.sample()
+        ours, theirs = envs.step(actions), apart.step(actions)
+        assert ours[0] in envs.observation_space
+        assert data_equivalence(ours, theirs, exact=True)
+        ends += [ours[2].sum(), ours[3].sum()]
+    assert ends[0] >= 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "wrong"),
+    [
+        (None, [3, 0]),
+        (None, [0, -1]),
+        (None, 1),
+        (None, [0.5, 0.0]),
+        (IMAGE_ONLY, [0.0, 1.5]),
+        (IMAGE_ONLY, [0.0, float("nan")]),
+        (IMAGE_ONLY, [0.0]),
+    ],
+)
+def test_wrong_actions_of_any_space_are_named(spec: TaskSpec | None, wrong) -> None:
+    for env in (TaskEnv(Panel(spec)), TaskVectorEnv(Panel(spec))):
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="the action must be"):
+            env.step([wrong] if isinstance(env, TaskVectorEnv) else wrong)
+
+
+def test_images_render_as_themselves() -> None:
+    env = TaskEnv(Panel(), task_id=2, render_mode="rgb_array")
+    observation, _ = env.reset()
+    np.testing.assert_array_equal(env.render(), observation["image"])
+    observation, *_ = env.step(np.array([1, 1]))
+    np.testing.assert_array_equal(env.render(), observation["image"])
+    envs = TaskVectorEnv(Panel(IMAGE_ONLY), num_envs=2, task_id=[1, 2], render_mode="rgb_array")
+    envs.reset()
+    assert [frame[0, 0, 0] for frame in envs.render()] == [1, 2]
+    grey = TaskSpec({"image": Box((15, 6, 1), 0, 255, "uint8")}, Discrete((2,)), 6)
+    env = TaskEnv(Panel(grey), task_id=2, render_mode="rgb_array")
+    env.reset()
+    assert env.render().shape == (15, 6, 3)
+
+
+@pytest.mark.parametrize(("spec", "render_mode"), [(None, "ansi"), (NEEDLE_ONLY, "rgb_array")])
+def test_what_cannot_be_rendered_says_so(spec: TaskSpec | None, render_mode: str) -> None:
+    for env in (TaskEnv(Panel(spec), render_mode=render_mode), TaskVectorEnv(Panel(spec), render_mode=render_mode)):
+        env.reset()
+        with pytest.raises(ValueError, match=f"Panel cannot be rendered as {render_mode}"):
+            env.render()
+
+
+def test_keys_and_doors_have_colours() -> None:
+    assert {"K", "D"} <= set(COLOURS)
+    assert len(set(COLOURS.values())) == len(COLOURS)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from distillery.core.records import Context
-from distillery.core.specs import TaskSpec
+from distillery.core.specs import Box, Discrete, TaskSpec
 from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
+from distillery.layers.actions import log_probability
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.training.checkpoints import (
     CheckpointError,
@@ -127,6 +128,99 @@ def test_loss_is_the_cross_entropy_of_every_step_with_label_smoothing(draw):
     torch.testing.assert_close(learner.loss(context), expected)
 
 
+def test_targets_of_their_own_are_predicted_instead_of_what_was_done(draw):
+    learner, context = small_learner(), draw(0)
+    learner.model.eval()
+    targets = (context.actions + 1) % 5
+    asked = Context(context.observations, context.actions, context.rewards, targets)
+    expected = F.cross_entropy(learner.model(context).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(learner.loss(asked), expected)
+    told = Context(context.observations, context.actions, context.rewards, context.actions)
+    torch.testing.assert_close(learner.loss(told), learner.loss(context))
+
+
+def test_the_loss_is_the_weighted_mean(draw):
+    learner, context = small_learner(), draw(0)
+    learner.model.eval()
+    weights = torch.rand(context.rewards.shape).round(decimals=1)
+    weights[2] = 0
+    parts = (context.observations, context.actions, context.rewards)
+    losses = F.cross_entropy(learner.model(context).flatten(0, 1), context.actions.flatten(), reduction="none")
+    torch.testing.assert_close(
+        learner.loss(Context(*parts, weights=weights)), (losses * weights.flatten()).sum() / weights.sum()
+    )
+    ones = learner.loss(Context(*parts, weights=torch.ones_like(weights)))
+    torch.testing.assert_close(ones, learner.loss(context))
+    assert learner.loss(Context(*parts, weights=torch.zeros_like(weights))).item() == 0.0
+
+
+def test_an_update_follows_targets_and_weights(draw):
+    """What weights leave out changes nothing; what they keep moves the weights as the loss says."""
+    context = draw(0)
+    targets, weights = (context.actions + 1) % 5, torch.zeros(context.rewards.shape)
+    weights[:, :10] = 1
+    other = torch.where(weights > 0, targets, context.actions)
+    learners = [small_learner() for _ in range(2)]
+    for learner, asked in zip(learners, (targets, other), strict=True):
+        torch.manual_seed(3)
+        learner.update(Context(context.observations, context.actions, context.rewards, asked, weights), 0)
+    one, two = (learner.model.state_dict() for learner in learners)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    plain = small_learner()
+    torch.manual_seed(3)
+    plain.update(context, 0)
+    assert any(not torch.equal(one[name], tensor) for name, tensor in plain.model.state_dict().items())
+
+
+def test_shares_of_unequal_weight_are_the_batch(draw):
+    """Gradients averaged over two processes are those of the whole batch."""
+    context = draw(0)
+    weights = torch.zeros(context.rewards.shape)
+    weights[0], weights[1, :3] = 1, 1  # one process has far more to learn from than the other
+    whole = Context(context.observations, context.actions, context.rewards, weights=weights)
+    learner = small_learner()
+    learner.model.eval()
+    learner.loss(whole).backward()
+    expected = [parameter.grad.clone() for parameter in learner.model.parameters()]
+    sums = [torch.zeros_like(gradient) for gradient in expected]
+    for rank in range(2):
+        learner.model.zero_grad()
+        learner.loss(Workers(rank, 2).share(whole), total_weight=weights.sum() / 2).backward()
+        sums = [one + parameter.grad / 2 for one, parameter in zip(sums, learner.model.parameters(), strict=True)]
+    for one, other in zip(sums, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+SPACES = {
+    "several": TaskSpec({"speed": Box((3,), -1.0, 1.0)}, Discrete((3, 4)), 8),
+    "continuous": TaskSpec({"view": Box((4, 6, 3), 0, 255, "uint8")}, Box((2,), -1.0, 1.0), 8),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_any_space_is_learned(name):
+    spec = SPACES[name]
+    torch.manual_seed(1)
+    learner = SupervisedLearner(CausalTransformer(spec, **SMALL), num_updates=30, learning_rate=1e-2)
+    if name == "several":
+        observations = 2 * torch.rand(8, 12, 3) - 1
+        actions = torch.stack([(observations[..., 0] > 0).long(), 2 + (observations[..., 1] > 0).long()], -1)
+    else:
+        observations = torch.randint(2, (8, 12, 1)).mul(255).expand(8, 12, 4 * 6 * 3).to(torch.uint8)
+        actions = (observations[..., :2].float() / 255) - 0.5
+    context = Context(observations, actions, torch.zeros(8, 12))
+    losses = [float(learner.update(context, update)["loss"]) for update in range(30)]
+    parameters = learner.model.eval()(context)
+    torch.testing.assert_close(learner.loss(context), -log_probability(spec.action, parameters, actions).mean())
+    assert losses[-1] < losses[0] - 1.0
+
+
+def test_smoothing_of_continuous_actions_is_refused():
+    model = CausalTransformer(SPACES["continuous"], **SMALL)
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.2 is for discrete actions"):
+        SupervisedLearner(model, num_updates=1, label_smoothing=0.2)
+
+
 def test_the_learning_rate_rises_then_falls():
     learner = small_learner(100, warmup_fraction=0.1, initial_fraction=0.0, final_fraction=0.1)
     rates = [learner.rate_fraction(update) for update in range(101)]
@@ -169,6 +263,10 @@ def test_shares_of_a_batch_are_the_batch(draw):
     context = draw(0)
     shares = [Workers(rank, 2).share(context).actions for rank in range(2)]
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), context.actions)
+    asked = Context(context.observations, context.actions, context.rewards, context.actions + 1, context.rewards + 1)
+    share = Workers(1, 2).share(asked)
+    assert torch.equal(share.targets, context.actions[1::2] + 1)
+    assert torch.equal(share.weights, context.rewards[1::2] + 1)
     with pytest.raises(ValueError, match="batch_size=8 cannot be divided over 3"):
         Workers(0, 3).share(context)
 
@@ -270,6 +368,15 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert read_checkpoint_info(tmp_path / "ad").spec == SPEC
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_a_checkpoint_tells_any_space(tmp_path, name):
+    model = CausalTransformer(SPACES[name], **SMALL)
+    save_checkpoint(tmp_path / "ad", model, CheckpointInfo({"_target_": "x", **SMALL}, SPACES[name], {}))
+    info = read_checkpoint_info(tmp_path / "ad")
+    assert info.spec == SPACES[name]
+    load_weights(tmp_path / "ad", CausalTransformer(info.spec, **SMALL))
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     checkpoint(tmp_path / "ad", small_learner().model)
     wider = CausalTransformer(SPEC, **{**SMALL, "width": 32})
@@ -285,8 +392,8 @@ def test_a_damaged_checkpoint_and_another_format_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         load_weights(tmp_path / "ad", model)
     info = tmp_path / "ad" / "model.json"
-    info.write_text(info.read_text().replace('"format_version": 1', '"format_version": 7'))
-    with pytest.raises(CheckpointError, match="format version 7, this code reads 1"):
+    info.write_text(info.read_text().replace('"format_version": 2', '"format_version": 7'))
+    with pytest.raises(CheckpointError, match="format version 7, this code reads 2"):
         read_checkpoint_info(tmp_path / "ad")
     with pytest.raises(CheckpointError, match="does not exist; train it"):
         read_checkpoint_info(tmp_path / "none")

@@ -52,10 +52,13 @@ class TabularTaskBatch(TaskBatch, Protocol):
         state: (E,) int64, the current state's number; tabular sources read it, models never do.
         next_state: (S, A) int64, where each action leads: the dynamics all tasks of the family share. What a task
             itself changes on arrival (a key picked up) is in `state` after `advance`, and not in this table.
+        shares_dynamics: whether the moves in `next_state` are those of every task; where they are not, no source may
+            plan with them.
     """
 
     state: Tensor
     next_state: Tensor
+    shares_dynamics: bool
 
     def advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advances every environment by its action, (E,) int64; returns rewards, terminated, truncated, each (E,)."""
@@ -65,7 +68,7 @@ class TabularTaskBatch(TaskBatch, Protocol):
 
 
 class TaskDistribution(Protocol):
-    """A finite family of tasks, divided by task into train, validation and held_out."""
+    """A finite family of tasks, divided by task into train, validation and held_out; some have further splits."""
 
     spec: TaskSpec
     num_tasks: int

@@ -159,8 +159,9 @@ class TaskSpec:
 
     @property
     def stored_dtype(self) -> np.dtype:
-        """Type of observation rows in records and on disk: the smallest that holds every part."""
-        return np.result_type(*(space.stored_dtype for space in self.observation.values()))
+        """Type of observation rows in records: the smallest that holds every part; float32 where one is."""
+        dtype = np.result_type(*(space.stored_dtype for space in self.observation.values()))
+        return np.dtype(np.float32) if dtype.kind == "f" else dtype
 
     @property
     def observation_dtype(self) -> torch.dtype:

@@ -53,21 +53,24 @@ def by_task(lifetimes: Lifetimes) -> tuple[np.ndarray, np.ndarray]:
     return task_ids, np.stack([lifetimes.returns[lifetimes.task_ids == task] for task in task_ids]).astype(np.float64)
 
 
-def episodes_to_reference(curve: np.ndarray, oracle: float) -> int | None:
-    """First episode e, counted from 1, whose episodes e to e + 9 average `REFERENCE_FRACTION` of the oracle."""
+def episodes_to_reference(curve: np.ndarray, level: float) -> int | None:
+    """First episode e, counted from 1, whose episodes e to e + 9 average at least `level`."""
     if len(curve) < FINAL_EPISODES:
         return None
     averages = np.convolve(curve, np.full(FINAL_EPISODES, 1 / FINAL_EPISODES), "valid")
-    reached = np.flatnonzero(averages >= REFERENCE_FRACTION * oracle - 1e-9)
+    reached = np.flatnonzero(averages >= level - 1e-9)
     return int(reached[0]) + 1 if len(reached) else None
 
 
-def summarise(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> dict[str, Any]:
+def summarise(
+    lifetimes: Lifetimes, oracle_returns: np.ndarray, *, reference_fraction: float = REFERENCE_FRACTION
+) -> dict[str, Any]:
     """The reported numbers of one agent on one split.
 
     Args:
         lifetimes: of one agent.
         oracle_returns: (all tasks,) oracle's return, indexed by task id.
+        reference_fraction: of the oracle's return: the level whose first reaching is counted in episodes.
     """
     task_ids, returns = by_task(lifetimes)
     oracle = float(oracle_returns[task_ids].mean())
@@ -83,10 +86,11 @@ def summarise(lifetimes: Lifetimes, oracle_returns: np.ndarray) -> dict[str, Any
         "return_at": {str(e): float(curve[e - 1]) for e in REPORTED_EPISODES if e <= len(curve)},
         "nauc": float(curve.mean() / oracle),
         "oracle_return": oracle,
+        "reference_fraction": reference_fraction,
         "oracle_fraction": float(final.mean() / oracle),
         "oracle_fraction_ci95": [float(low_fraction), float(high_fraction)],
         "oracle_fraction_iqm": float(stats.trim_mean(all_final, 0.25)),
-        "episodes_to_reference": episodes_to_reference(curve, oracle),
+        "episodes_to_reference": episodes_to_reference(curve, reference_fraction * oracle),
         "failed_lifetimes": float((all_final < 0.5).mean()),
         "num_episodes": len(curve),
         "num_tasks": len(task_ids),

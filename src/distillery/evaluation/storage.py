@@ -9,7 +9,7 @@ import polars as pl
 
 from distillery.core.files import whole_folder, write_json
 from distillery.core.records import Lifetimes
-from distillery.evaluation.metrics import curve_rows, summarise, task_rows
+from distillery.evaluation.metrics import REFERENCE_FRACTION, curve_rows, summarise, task_rows
 
 # What is reported; validation tasks select, and are not.
 REPORTED_SPLITS = ("held_out", "train")
@@ -44,6 +44,7 @@ def write_evaluation(
     agent: str,
     weights: str | None,
     training: Mapping[str, Any] | None = None,
+    reference_fraction: float = REFERENCE_FRACTION,
 ) -> dict[str, Any]:
     """Writes one agent's evaluation, whole or not at all; returns the summary.
 
@@ -54,11 +55,15 @@ def write_evaluation(
         agent: name of the agent.
         weights: checksum of the frozen weights, or None for an agent without.
         training: what the checkpoint says of its training, kept beside the results for the report.
+        reference_fraction: see `distillery.evaluation.metrics.summarise`.
     """
     summary = {
         "agent": agent,
         "weights": weights,
-        "splits": {split: summarise(runs, oracle_returns) for split, runs in lifetimes.items()},
+        "splits": {
+            split: summarise(runs, oracle_returns, reference_fraction=reference_fraction)
+            for split, runs in lifetimes.items()
+        },
     }
     curves = [{"split": split, **row} for split, runs in lifetimes.items() for row in curve_rows(runs)]
     tasks = [{"split": split, **row} for split, runs in lifetimes.items() for row in task_rows(runs, oracle_returns)]
@@ -74,13 +79,14 @@ def write_evaluation(
 
 
 def _write_steps(path: Path, lifetimes: Lifetimes) -> None:
-    """Observations (K, N, T, D), actions (K, N, T), returns (K, N) and task ids (K,) of each task's first seed."""
+    """Of each task's first seed: task ids (K,), returns (K, N), and what else was kept of these.
+
+    Numbers of steps, `num_steps` (K, N), actions (K, N, T, ...) and observations (K, N, T, D).
+    """
     first = lifetimes.seeds == 0
     arrays = {"task_ids": lifetimes.task_ids[first], "returns": lifetimes.returns[first]}
-    if lifetimes.observations is not None and lifetimes.actions is not None and lifetimes.num_steps is not None:
-        arrays |= {
-            "observations": lifetimes.observations[first],
-            "actions": lifetimes.actions[first],
-            "num_steps": lifetimes.num_steps[first],
-        }
+    for name in ("observations", "actions", "num_steps"):
+        values = getattr(lifetimes, name)
+        if values is not None:
+            arrays[name] = values[first]
     np.savez_compressed(path, **arrays)

@@ -2,9 +2,11 @@
 
 One of A actions is given by A logits; several whole numbers by the logits of each, side by side, drawn independently;
 K continuous numbers by K means and K log standard deviations of normal distributions over the bounds scaled to
-[-1, 1]. What is drawn beyond a bound is cut to it; densities are those of the normal distribution before the cut.
+[-1, 1]. What is drawn beyond a bound is cut to it; densities are those of the normal distribution before the cut. The
+bounds of log standard deviations are smooth, as in Chua et al., PETS (2018), arXiv 1805.12114, appendix A.1.
 
-Letters: B batch, A actions, K numbers of an action, P parameters; ``[, K]`` is absent where an action is one whole number.
+Letters: B batch, A actions, K numbers of an action, P parameters; ``[, K]`` is absent where an action is one whole
+number.
 """
 
 import math
@@ -23,19 +25,25 @@ def num_action_parameters(space: Space) -> int:
     return sum(space.sizes) if isinstance(space, Discrete) else 2 * space.width
 
 
-def _columns(space: Discrete, parameters: Tensor, actions: Tensor | None = None) -> list[tuple[Tensor, Tensor | None]]:
-    """The logits of each whole number of an action, (..., A_k), beside its values, (...)."""
-    logits = parameters.split(list(space.sizes), -1)
-    if actions is None:
-        return [(column, None) for column in logits]
-    values = [actions] if space.width == 1 and actions.ndim == parameters.ndim - 1 else list(actions.unbind(-1))
-    return list(zip(logits, values, strict=True))
+def _split(space: Discrete, parameters: Tensor) -> tuple[Tensor, ...]:
+    """(..., A_k) logits of each whole number of an action."""
+    return parameters.split(list(space.sizes), -1)
+
+
+def _columns(space: Discrete, actions: Tensor) -> tuple[Tensor, ...]:
+    """(...) each whole number of actions (...[, K])."""
+    return (actions,) if space.width == 1 else actions.unbind(-1)
 
 
 def _normal(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and log standard deviations, each (..., K), in the scale of [-1, 1]."""
-    means, log_deviations = parameters.float().chunk(2, -1)
-    return means.tanh(), log_deviations.clamp(*LOG_DEVIATION_BOUNDS)
+    """Means and log standard deviations, each (..., K), in the scale of [-1, 1].
+
+    Both bounds of the deviations are approached smoothly, so that no gradient ends there.
+    """
+    means, raw = parameters.float().chunk(2, -1)
+    low, high = LOG_DEVIATION_BOUNDS
+    log_deviations = low + F.softplus(high - F.softplus(high - raw) - low)
+    return means.tanh(), log_deviations
 
 
 def _scaled(space: Box, actions: Tensor) -> Tensor:
@@ -45,7 +53,8 @@ def _scaled(space: Box, actions: Tensor) -> Tensor:
 
 def _unscaled(space: Box, values: Tensor) -> Tensor:
     """From [-1, 1], beyond which values are cut, to the space's bounds."""
-    return space.low + (space.high - space.low) * (values.clamp(-1.0, 1.0) + 1.0) / 2.0
+    scaled = space.low + (space.high - space.low) * (values.clamp(-1.0, 1.0) + 1.0) / 2.0
+    return scaled.clamp(space.low, space.high)  # rounding may lead past a bound
 
 
 def log_probability(space: Space, parameters: Tensor, actions: Tensor) -> Tensor:
@@ -53,8 +62,7 @@ def log_probability(space: Space, parameters: Tensor, actions: Tensor) -> Tensor
     if isinstance(space, Discrete):
         parts = [
             logits.float().log_softmax(-1).gather(-1, values.long()[..., None])[..., 0]
-            for logits, values in _columns(space, parameters, actions)
-            if values is not None
+            for logits, values in zip(_split(space, parameters), _columns(space, actions), strict=True)
         ]
         return torch.stack(parts).sum(0)
     means, log_deviations = _normal(parameters)
@@ -71,12 +79,14 @@ def prediction_loss(space: Space, parameters: Tensor, targets: Tensor, *, label_
     if isinstance(space, Discrete):
         losses = [
             F.cross_entropy(
-                logits.float().flatten(0, -2), values.long().flatten(), reduction="none", label_smoothing=label_smoothing
+                logits.float().flatten(0, -2),
+                values.long().flatten(),
+                reduction="none",
+                label_smoothing=label_smoothing,
             ).view(values.shape)
-            for logits, values in _columns(space, parameters, targets)
-            if values is not None
+            for logits, values in zip(_split(space, parameters), _columns(space, targets), strict=True)
         ]
-        return torch.stack(losses).sum(0)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
     if label_smoothing:
         raise ValueError(f"label_smoothing={label_smoothing} is for discrete actions; set it to 0")
     return -log_probability(space, parameters, targets)
@@ -85,7 +95,7 @@ def prediction_loss(space: Space, parameters: Tensor, targets: Tensor, *, label_
 def entropy(space: Space, parameters: Tensor) -> Tensor:
     """(...) entropy of the distributions given by (..., P), in nats."""
     if isinstance(space, Discrete):
-        logs = [logits.float().log_softmax(-1) for logits, _ in _columns(space, parameters)]
+        logs = [logits.float().log_softmax(-1) for logits in _split(space, parameters)]
         return torch.stack([-(log.exp() * log).sum(-1) for log in logs]).sum(0)
     _, log_deviations = _normal(parameters)
     return (log_deviations + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
@@ -96,7 +106,7 @@ def sample(space: Space, parameters: Tensor, generator: torch.Generator) -> Tens
     if isinstance(space, Discrete):
         draws = [
             torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
-            for logits, _ in _columns(space, parameters)
+            for logits in _split(space, parameters)
         ]
         return draws[0][:, 0] if space.width == 1 else torch.cat(draws, 1)
     means, log_deviations = _normal(parameters)
@@ -107,7 +117,7 @@ def sample(space: Space, parameters: Tensor, generator: torch.Generator) -> Tens
 def likeliest(space: Space, parameters: Tensor) -> Tensor:
     """(B[, K]) the likeliest actions under (B, P)."""
     if isinstance(space, Discrete):
-        best = [logits.argmax(-1) for logits, _ in _columns(space, parameters)]
+        best = [logits.argmax(-1) for logits in _split(space, parameters)]
         return best[0] if space.width == 1 else torch.stack(best, -1)
     return _unscaled(space, _normal(parameters)[0])
 
@@ -133,6 +143,6 @@ class ActionEmbedding(nn.Module):
         if isinstance(self.space, Box):
             embedded: Tensor = self.projection(_scaled(self.space, actions).to(self.projection.weight.dtype))
             return embedded
-        columns = [actions] if self.space.width == 1 else list(actions.unbind(-1))
+        columns = _columns(self.space, actions)
         parts = [table(column) for table, column in zip(self.tables, columns, strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

@@ -124,13 +124,18 @@ class WindowAttention(nn.Module):
     def _join(self, heads: Tensor) -> Tensor:
         return self.out_projection(heads.transpose(1, 2).flatten(2))  # (B, S, D)
 
+    def _turned(self, queries: Tensor, keys: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Queries and keys, (B, H, S, K), of the tokens from position `first` on."""
+        if self.rotary is None:
+            return queries, keys
+        turns = self.rotary.turns(torch.arange(first, first + queries.shape[2], device=queries.device))
+        return self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) to (B, S, D), every token seeing its window."""
         num_tokens = x.shape[1]
         queries, keys, values = self._heads(x)
-        if self.rotary is not None:
-            turns = self.rotary.turns(torch.arange(num_tokens, device=x.device))
-            queries, keys = self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
+        queries, keys = self._turned(queries, keys)
         mask = None  # plain causal attention, where the window holds the whole sequence
         if self.slopes is not None:
             steps = torch.arange(num_tokens, device=x.device)
@@ -148,6 +153,16 @@ class WindowAttention(nn.Module):
         )
         return self._join(heads)
 
+    def weights(self, x: Tensor, position: int) -> Tensor:
+        """(B, H, S) what the token at `position` of (B, S, D) attends to: the softmax that `forward` applies there."""
+        queries, keys, _ = self._heads(x)
+        queries, keys = self._turned(queries, keys)
+        scores = (queries[:, :, position, None] @ keys.transpose(-1, -2))[:, :, 0] * self.head_width**-0.5
+        ages = position - torch.arange(x.shape[1], device=x.device)
+        if self.slopes is not None:
+            scores = scores - (self.slopes[:, None] * ages).to(scores.dtype)
+        return scores.masked_fill((ages < 0) | (ages >= self.window), float("-inf")).softmax(-1)
+
     def new_cache(self, batch_size: int) -> LayerCache:
         """An empty cache for B sequences."""
         return LayerCache(batch_size, self.num_heads, self.window, self.head_width, self.in_projection.weight)
@@ -155,9 +170,7 @@ class WindowAttention(nn.Module):
     def step(self, x: Tensor, position: int, cache: LayerCache) -> Tensor:
         """The next token alone, (B, 1, D); equals the same token of `forward` over the whole sequence."""
         queries, keys, values = self._heads(x)
-        if self.rotary is not None:
-            turns = self.rotary.turns(torch.tensor([position], device=x.device))
-            queries, keys = self.rotary.turn(queries, turns), self.rotary.turn(keys, turns)
+        queries, keys = self._turned(queries, keys, position)
         keys, values = cache.push(position, keys, values)
         bias = None
         if self.slopes is not None:

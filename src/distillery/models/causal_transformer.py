@@ -6,11 +6,13 @@ Source: Laskin et al. (2022), arXiv 2210.14215, section 4 and appendix; its pres
 
 A step is either one token (observation, previous action and previous reward added up) or three (o_t, a_t, r_t in a
 row, as in the paper). Ours adds the one-token form, relative positions, pre-norm and an embedding per observation
-dimension; with one embedding per cell, cells that are goals of no training task stay nearly untrained.
+dimension; with one embedding per cell, cells that are goals of no training task stay nearly untrained. Images go
+through convolutions without batch normalisation, smaller than the paper's.
 
-Letters: B batch, T environment steps, S tokens, D observation dimensions, W width, A actions.
+Letters: B batch, T environment steps, S tokens, D numbers of an observation, K numbers of an action, W width, H heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,78 +22,10 @@ from torch import Tensor, nn
 from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
+from distillery.layers.actions import num_action_parameters
 from distillery.layers.attention import LayerCache, WindowAttention
-
-
-class StepEmbedding(nn.Module):
-    """Vectors of width W for observations, actions and rewards.
-
-    Args:
-        spec: sizes of observations and actions.
-        width: W.
-        observation: `factored` adds one embedding per observation dimension; `joint` has one per observation.
-    """
-
-    def __init__(self, spec: TaskSpec, width: int, observation: str) -> None:
-        super().__init__()
-        if observation not in ("factored", "joint"):
-            raise ValueError(f"observation_embedding must be factored or joint, got {observation!r}")
-        sizes = spec.observation_sizes
-        if observation == "joint":
-            sizes = (int(torch.tensor(sizes).prod()),)
-        self.joint_sizes = spec.observation_sizes if observation == "joint" else None
-        self.observation = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        self.action = nn.Embedding(spec.num_actions, width)
-        self.reward = nn.Linear(1, width)
-
-    def observations(self, observations: Tensor) -> Tensor:
-        """(..., D) int64 to (..., W)."""
-        if self.joint_sizes is not None:
-            index = torch.zeros_like(observations[..., 0])
-            for dimension, size in enumerate(self.joint_sizes):
-                index = index * size + observations[..., dimension]
-            return self.observation[0](index)
-        embedded = self.observation[0](observations[..., 0])
-        for dimension, table in enumerate(list(self.observation)[1:], start=1):
-            embedded = embedded + table(observations[..., dimension])
-        return embedded
-
-    def actions(self, actions: Tensor) -> Tensor:
-        """(...,) int64 to (..., W)."""
-        return self.action(actions)
-
-    def rewards(self, rewards: Tensor) -> Tensor:
-        """(...,) float32 to (..., W)."""
-        return self.reward(rewards.unsqueeze(-1).to(self.reward.weight.dtype))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each with a residual path; normalised before (`pre`) or after (`post`)."""
-
-    def __init__(self, attention: WindowAttention, width: int, feedforward_width: int, norm: str, dropout: float):
-        super().__init__()
-        self.attention = attention
-        self.attention_norm, self.feedforward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.feedforward_in = nn.Linear(width, feedforward_width)
-        self.feedforward_out = nn.Linear(feedforward_width, width)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = norm == "pre"
-
-    def _feedforward(self, x: Tensor) -> Tensor:
-        return self.feedforward_out(F.gelu(self.feedforward_in(x), approximate="tanh"))
-
-    def forward(self, x: Tensor, position: int | None = None, cache: LayerCache | None = None) -> Tensor:
-        """(B, S, W) to (B, S, W); with a cache, the one token at `position`."""
-        attended = self.attention_norm(x) if self.pre_norm else x
-        if cache is None or position is None:
-            attended = self.attention(attended)
-        else:
-            attended = self.attention.step(attended, position, cache)
-        x = x + self.dropout(attended)
-        if not self.pre_norm:
-            x = self.attention_norm(x)
-        x = x + self.dropout(self._feedforward(self.feedforward_norm(x) if self.pre_norm else x))
-        return x if self.pre_norm else self.feedforward_norm(x)
+from distillery.layers.blocks import NORMS, Block, check_fractions, check_sizes, hide_tokens, initialise
+from distillery.layers.embeddings import IMAGE_CHANNELS, StepEmbedding
 
 
 @dataclass
@@ -109,7 +43,7 @@ class CausalTransformer(SequenceModel):
     """See the module's text.
 
     Args:
-        spec: sizes of observations and actions.
+        spec: spaces of observations and actions.
         context_length: the attention window c, in environment steps.
         width: W, the embedding dimension.
         num_layers: number of blocks.
@@ -123,6 +57,7 @@ class CausalTransformer(SequenceModel):
         dropout: of embeddings and residual branches.
         attention_dropout: of attention weights.
         token_mask_probability: chance that an input token is replaced by a learned mask, while training.
+        image_channels: of each convolution, where observations hold images.
 
     Raises:
         ValueError: a setting is out of range.
@@ -145,27 +80,24 @@ class CausalTransformer(SequenceModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         token_mask_probability: float = 0.0,
+        image_channels: Sequence[int] = IMAGE_CHANNELS,
     ) -> None:
         super().__init__()
         if context_length < 1:
             raise ValueError(f"context_length must be at least 1 environment step, got {context_length}")
-        sizes = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
-        for name, size in {**sizes, "feedforward_width": feedforward_width}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        for name, part in (("rotary_fraction", rotary_fraction), ("token_mask_probability", token_mask_probability)):
-            if not 0.0 <= part <= 1.0:
-                raise ValueError(f"{name} must be from 0 to 1, got {part}")
+        check_sizes(width=width, num_layers=num_layers, num_heads=num_heads, feedforward_width=feedforward_width)
+        check_fractions(rotary_fraction=rotary_fraction, token_mask_probability=token_mask_probability)
         if tokens_per_step not in (1, 3):
             raise ValueError(f"tokens_per_step must be 1 or 3, got {tokens_per_step}")
         if positions not in ("rotary", "alibi", "absolute"):
             raise ValueError(f"positions must be rotary, alibi or absolute, got {positions!r}")
-        if norm not in ("pre", "post"):
+        if norm not in NORMS:
             raise ValueError(f"norm must be pre or post, got {norm!r}")
         self.spec, self.context_length, self.tokens_per_step = spec, context_length, tokens_per_step
+        self.width = width
         self.token_mask_probability = token_mask_probability
         window = context_length * tokens_per_step
-        self.embedding = StepEmbedding(spec, width, observation_embedding)
+        self.embedding = StepEmbedding(spec, width, observation_embedding, image_channels=image_channels)
         self.mask_vector = nn.Parameter(torch.zeros(width)) if token_mask_probability > 0 else None
         self.position_embedding = nn.Embedding(window, width) if positions == "absolute" else None
         self.dropout = nn.Dropout(dropout)
@@ -180,74 +112,70 @@ class CausalTransformer(SequenceModel):
                     rotary_fraction=rotary_fraction,
                 ),
                 width,
-                feedforward_width,
-                norm,
-                dropout,
+                feedforward_width=feedforward_width,
+                norm=norm,
+                dropout=dropout,
             )
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
-        self.action_head = nn.Linear(width, spec.num_actions)
-        self.apply(_initialise)
+        self.action_head = nn.Linear(width, num_action_parameters(spec.action))
+        self.apply(initialise)
 
-    def _tokens(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
-        """(B, S, W) tokens of T observations and the actions and rewards of (at least) the first T - 1 steps."""
-        num_steps = observations.shape[1]
-        seen = self.embedding.observations(observations)  # (B, T, W)
-        acted = self.embedding.actions(actions[:, : num_steps - 1])  # (B, T - 1, W)
-        rewarded = self.embedding.rewards(rewards[:, : num_steps - 1])
-        if self.tokens_per_step == 1:
-            return seen + F.pad(acted + rewarded, (0, 0, 1, 0))
-        steps = torch.stack([seen[:, :-1], acted, rewarded], 2).flatten(1, 2)  # (B, 3 (T - 1), W)
-        return torch.cat([steps, seen[:, -1:]], 1)
+    def _embedded(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
+        """(B, S, W) what the first block reads."""
+        x = self.embedding.tokens(observations, actions, rewards, per_step=self.tokens_per_step)
+        if self.training and self.mask_vector is not None:
+            x = hide_tokens(x, self.mask_vector, self.token_mask_probability)
+        if self.position_embedding is not None:
+            if observations.shape[1] > self.context_length:
+                raise ValueError(
+                    f"absolute positions were trained for {self.context_length} steps and the sequence has "
+                    f"{observations.shape[1]}; use sequences of context_length steps, or rotary or alibi"
+                )
+            x = x + self.position_embedding.weight[: x.shape[1]]
+        return self.dropout(x)
 
-    def forward(self, context: Context) -> Tensor:
-        """See `SequenceModel.forward`.
+    def encode(self, context: Context) -> Tensor:
+        """See `SequenceModel.encode`.
 
         Raises:
             ValueError: with absolute positions, more steps than positions were trained for.
         """
-        x = self._tokens(context.observations, context.actions, context.rewards)
-        if self.training and self.mask_vector is not None:
-            hidden = torch.rand(x.shape[:2], device=x.device) < self.token_mask_probability
-            x = torch.where(hidden[..., None], self.mask_vector.to(x.dtype), x)
-        if self.position_embedding is not None:
-            if context.observations.shape[1] > self.context_length:
-                raise ValueError(
-                    f"absolute positions were trained for {self.context_length} steps and the sequence has "
-                    f"{context.observations.shape[1]}; use sequences of context_length steps, or rotary or alibi"
-                )
-            x = x + self.position_embedding.weight[: x.shape[1]]
-        x = self.dropout(x)
+        x = self._embedded(context.observations, context.actions, context.rewards)
         for block in self.blocks:
             x = block(x)
-        return self.action_head(self.final_norm(x[:, :: self.tokens_per_step]))
+        features: Tensor = self.final_norm(x[:, :: self.tokens_per_step])
+        return features
+
+    def _layers(self) -> list[tuple[Block, WindowAttention]]:
+        """The blocks, each beside its attention."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return [(block, block.attention) for block in blocks if isinstance(block.attention, WindowAttention)]
 
     def new_cache(self, batch_size: int) -> TransformerCache:
         """See `SequenceModel.new_cache`."""
         if self.position_embedding is not None:
             return TransformerCache([])
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        return TransformerCache([block.attention.new_cache(batch_size) for block in blocks])
+        return TransformerCache([attention.new_cache(batch_size) for _, attention in self._layers()])
 
-    def act(self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache) -> Tensor:
-        """See `SequenceModel.act`; with absolute positions the last c steps are computed afresh."""
+    def encode_step(
+        self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache
+    ) -> Tensor:
+        """See `SequenceModel.encode_step`; with absolute positions the last c steps are computed afresh."""
         if self.position_embedding is not None:
-            return self._act_afresh(observations, previous, cache)
-        seen = self.embedding.observations(observations)  # (B, W)
-        tokens = [seen]
-        if previous is not None:
-            acted, rewarded = self.embedding.actions(previous[0]), self.embedding.rewards(previous[1])
-            tokens = [seen + (acted + rewarded)] if self.tokens_per_step == 1 else [acted, rewarded, seen]
-        x = seen
+            return self._encode_afresh(observations, previous, cache)
+        tokens = self.embedding.next_tokens(observations, previous, per_step=self.tokens_per_step)
+        x = tokens[-1]
         for token in tokens:
             x = token[:, None]
             for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, cache.num_tokens, layer_cache)
             cache.num_tokens += 1
-        return self.action_head(self.final_norm(x[:, 0]))
+        features: Tensor = self.final_norm(x[:, 0])
+        return features
 
-    def _act_afresh(
+    def _encode_afresh(
         self, observations: Tensor, previous: tuple[Tensor, Tensor] | None, cache: TransformerCache
     ) -> Tensor:
         if previous is not None:
@@ -261,16 +189,41 @@ class CausalTransformer(SequenceModel):
         ):
             if len(kept) > room:
                 kept.pop(0)
-        no_steps = observations.new_zeros((len(observations), 0))
-        actions = torch.stack(cache.actions, 1) if cache.actions else no_steps
-        rewards = torch.stack(cache.rewards, 1) if cache.rewards else no_steps.float()
-        return self.forward(Context(torch.stack(cache.observations, 1), actions, rewards))[:, -1]
+        nothing = observations.new_zeros((len(observations), 0, *self.spec.action_shape))
+        actions = torch.stack(cache.actions, 1) if cache.actions else nothing.to(self.spec.action_dtype)
+        rewards = (
+            torch.stack(cache.rewards, 1) if cache.rewards else observations.new_zeros((len(observations), 0)).float()
+        )
+        return self.encode(Context(torch.stack(cache.observations, 1), actions, rewards))[:, -1]
 
+    @torch.inference_mode()
+    def attention_weights(self, context: Context, at_step: int) -> Tensor:
+        """What every head attends to when it reads the action of one step of a lifetime.
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.5)
+        The one-token form's token of a step holds the action and the reward of the step before it.
+
+        Args:
+            context: a lifetime's steps from its beginning; those after `at_step` are not looked at.
+            at_step: number of the step, from 0.
+
+        Returns:
+            (B, layers, H, `at_step` + 1) weights of the tokens of each step, added up; each head's sum to 1.
+
+        Raises:
+            ValueError: no such step.
+        """
+        if not 0 <= at_step < context.observations.shape[1]:
+            raise ValueError(f"at_step must be from 0 to {context.observations.shape[1] - 1}, got {at_step}")
+        # Nothing further back reaches this step, through as many layers as there are.
+        absolute = self.position_embedding is not None
+        reach = self.context_length if absolute else self.context_length * len(self.blocks) + 1
+        first = max(0, at_step + 1 - reach)
+        seen = slice(first, at_step + 1)
+        x = self._embedded(context.observations[:, seen], context.actions[:, seen], context.rewards[:, seen])
+        layers = []
+        for block, attention in self._layers():
+            layers.append(attention.weights(block.attended(x), x.shape[1] - 1))
+            x = block(x)
+        weights = torch.stack(layers, 1)  # (B, layers, H, S)
+        weights = F.pad(weights, (first * self.tokens_per_step, -x.shape[1] % self.tokens_per_step))
+        return weights.unflatten(-1, (-1, self.tokens_per_step)).sum(-1)

@@ -15,11 +15,12 @@ def data_uri(name: str, content: bytes) -> str:
     return f"data:{_TYPES[name.rpartition('.')[2]]};base64,{base64.b64encode(content).decode()}"
 
 
-def render_page(images: Mapping[str, bytes], **values: Any) -> str:
-    """Fills the template.
+def render_page(images: Mapping[str, bytes], *, template: str = TEMPLATE, **values: Any) -> str:
+    """Fills a template.
 
     Args:
         images: file name to content; the template asks for them by name.
+        template: its file beside this one.
         values: everything else the template names; a missing one is an error.
     """
     environment = jinja2.Environment(
@@ -31,4 +32,4 @@ def render_page(images: Mapping[str, bytes], **values: Any) -> str:
         keep_trailing_newline=True,
     )
     sources = {name: data_uri(name, content) for name, content in images.items()}
-    return environment.get_template(TEMPLATE).render(images=sources, **values)
+    return environment.get_template(template).render(images=sources, **values)

@@ -26,9 +26,10 @@ of 1e-4, 5 steps come closest to its curve. Whole episodes (20 steps) cost a thi
 Also not in the paper: the weight of the value loss, ReLU units, He's initial weights, and a first policy that is
 nearly uniform.
 
-The network reads observations, each dimension one-hot. They are a function of the state, so it is evaluated once per
-update on all S states, and both acting and learning look their answers up: the same numbers as evaluating it at every
-step, far fewer products wherever S is below `num_actors` times `rollout_steps`.
+The network reads observations, each dimension one-hot, or under ``reads: state`` the number of the state, one-hot,
+which tells what observations hide (the key in hand). Either is a function of the state, so the network is evaluated
+once per update on all S states, and both acting and learning look their answers up: the same numbers as evaluating it
+at every step, far fewer products wherever S is below `num_actors` times `rollout_steps`.
 
 Letters: L learners, N actors of each, E = L * N streams, T environment steps, M = N * T samples of a stretch,
 S states, A actions, I network inputs, P parameters.
@@ -37,7 +38,6 @@ S states, A actions, I network inputs, P parameters.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,16 @@ from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_fraction
+from distillery.layers.perceptrons import StackedAdam, StackedPerceptrons
+from distillery.sources.base import (
+    Learners,
+    Source,
+    require_betas,
+    require_counts,
+    require_fraction,
+    require_positive,
+    require_tabular,
+)
 
 
 class A2C(Source):
@@ -69,6 +78,7 @@ class A2C(Source):
         adam_betas: decay of Adam's two averages.
         adam_epsilon: added to the root of the second.
         max_gradient_norm: longest gradient of one learner; None leaves gradients alone.
+        reads: ``observation``, or ``state`` for the state's number, of which observations may show only a part.
 
     Raises:
         ValueError: a setting is out of range.
@@ -90,8 +100,10 @@ class A2C(Source):
         adam_betas: Sequence[float] = (0.9, 0.999),
         adam_epsilon: float = 1e-6,
         max_gradient_norm: float | None = None,
+        reads: str = "observation",
     ) -> None:
-        _require_counts(
+        require_counts(
+            "a2c",
             num_episodes=num_episodes,
             num_actors=num_actors,
             rollout_steps=rollout_steps,
@@ -99,38 +111,32 @@ class A2C(Source):
             hidden_size=hidden_size,
         )
         require_fraction("a2c", discount=discount, return_lambda=return_lambda)
-        _require_positive(learning_rate=learning_rate, adam_epsilon=adam_epsilon)
+        require_positive("a2c", learning_rate=learning_rate, adam_epsilon=adam_epsilon)
         if max_gradient_norm is not None:
-            _require_positive(max_gradient_norm=max_gradient_norm)
+            require_positive("a2c", max_gradient_norm=max_gradient_norm)
         for name, value in (("entropy_weight", entropy_weight), ("value_weight", value_weight)):
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"a2c {name} must not be negative, got {value}")
-        if len(adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in adam_betas):
-            raise ValueError(f"a2c adam_betas must be two numbers from 0 to below 1, got {adam_betas}")
+        require_betas("a2c", adam_betas)
+        if reads not in ("observation", "state"):
+            raise ValueError(f"a2c reads must be observation or state, got {reads!r}")
         self.num_episodes, self.num_actors, self.rollout_steps = num_episodes, num_actors, rollout_steps
         self.learning_rate, self.discount, self.return_lambda = learning_rate, discount, return_lambda
         self.entropy_weight, self.value_weight = entropy_weight, value_weight
         self.num_layers, self.hidden_size = num_layers, hidden_size
         self.adam_betas, self.adam_epsilon = tuple(adam_betas), adam_epsilon
         self.max_gradient_norm = max_gradient_norm
+        self.reads = reads
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
     ) -> "A2CLearners":
-        """One learner for each task id; its `num_actors` streams stand next to each other."""
+        """One learner for each task id; its `num_actors` streams stand next to each other.
+
+        Raises:
+            ValueError: states are not numbered, or what is to be read is not whole numbers.
+        """
         return A2CLearners(self, tasks, task_ids, seed=seed, device=device)
-
-
-def _require_counts(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"a2c {name} must be at least 1, got {value}")
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 < value < math.inf:
-            raise ValueError(f"a2c {name} must be above 0 and finite, got {value}")
 
 
 def lambda_returns(
@@ -154,69 +160,6 @@ def lambda_returns(
         ahead = torch.add(rewards[..., step], ahead, alpha=discount)
         returns[..., step] = ahead
     return returns
-
-
-class StackedPerceptrons:
-    """L multi-layer perceptrons of one shape with a policy and a value on top.
-
-    Attributes:
-        parameters: (L, P) float32, requires grad; one row holds all weights and biases of one perceptron.
-    """
-
-    def __init__(self, num_learners: int, sizes: Sequence[int], num_active: int, generator: torch.Generator) -> None:
-        """Draws first weights.
-
-        Args:
-            num_learners: L.
-            sizes: inputs, hidden units of each layer, outputs.
-            num_active: inputs that are 1 at a time; the others are 0.
-            generator: draws the weights, and gives the device.
-        """
-        self._shapes: list[tuple[int, int]] = []
-        rows = []
-        fan_in, last = num_active, len(sizes) - 2
-        for layer, (size_in, size_out) in enumerate(pairwise(sizes)):
-            scale = math.sqrt(2.0 / fan_in) if layer < last else 0.01 / math.sqrt(fan_in)
-            shape = (num_learners, size_in * size_out)
-            rows.append(torch.randn(shape, generator=generator, device=generator.device) * scale)
-            rows.append(rows[-1].new_zeros(num_learners, size_out))
-            self._shapes += [(size_in, size_out), (1, size_out)]
-            fan_in = size_out
-        self.parameters = torch.cat(rows, 1).requires_grad_()
-
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (S, I) inputs to (L, S, A) logits and (L, S) values."""
-        sizes = [size_in * size_out for size_in, size_out in self._shapes]
-        pieces = self.parameters.split(sizes, 1)
-        weights = [piece.view(-1, *shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
-        hidden = inputs.expand(len(self.parameters), -1, -1)
-        for weight, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
-            hidden = torch.baddbmm(bias, hidden, weight).relu()  # (L, S, width)
-        outputs = torch.baddbmm(weights[-1], hidden, weights[-2])  # (L, S, A + 1)
-        return outputs[..., :-1], outputs[..., -1]
-
-
-class StackedAdam:
-    """Adam on the (L, P) parameters of L learners, each with its own count of updates."""
-
-    def __init__(self, parameters: Tensor, *, learning_rate: float, betas: Sequence[float], epsilon: float) -> None:
-        self._parameters, self._learning_rate, self._betas, self._epsilon = parameters, learning_rate, betas, epsilon
-        self._mean = torch.zeros_like(parameters, requires_grad=False)
-        self._square = torch.zeros_like(self._mean)
-        self._num_updates = torch.zeros(len(parameters), 1, device=parameters.device)
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor, active: Tensor | None) -> None:
-        """Moves the learners that `active`, (L,) bool, names; None names all. The others stay exactly as they are."""
-        moving = torch.ones_like(self._num_updates) if active is None else active[:, None].float()  # (L, 1)
-        self._num_updates += moving
-        decay, square_decay = self._betas
-        self._mean.lerp_(gradient, (1 - decay) * moving)
-        self._square.lerp_(gradient.square(), (1 - square_decay) * moving)
-        num_updates = self._num_updates.clamp(min=1)
-        rate = self._learning_rate / (1 - decay**num_updates) * moving
-        root = self._square.sqrt().mul_((1 - square_decay**num_updates).rsqrt()).add_(self._epsilon)
-        self._parameters.addcdiv_(self._mean * rate, root, value=-1)
 
 
 @dataclass(frozen=True)
@@ -254,12 +197,13 @@ class A2CLearners(Learners):
     ) -> None:
         self.task_ids = np.repeat(np.asarray(task_ids), source.num_actors)
         self._source = source
-        self._batch = tasks.batch(self.task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        batch = tasks.batch(self.task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        self._batch = require_tabular("a2c", batch)
         self._generator = torch_generator(seed, "a2c", device=device)
         num_states, self._num_actions = self._batch.next_state.shape
         self._inputs = self._encode(torch.arange(num_states, device=device))
         sizes = (self._inputs.shape[1], *[source.hidden_size] * source.num_layers, self._num_actions + 1)
-        num_active = len(self._batch.spec.observation_sizes)
+        num_active = 1 if source.reads == "state" else len(self._batch.spec.observation_sizes)
         self._networks = StackedPerceptrons(len(task_ids), sizes, num_active, self._generator)
         self._adam = StackedAdam(
             self._networks.parameters,
@@ -274,7 +218,9 @@ class A2CLearners(Learners):
         self._evaluate()
 
     def _encode(self, states: Tensor) -> Tensor:
-        """(S, I) float32: every dimension of a state's observation one-hot, side by side."""
+        """(S, I) float32: every dimension of a state's observation one-hot, side by side; or its number, one-hot."""
+        if self._source.reads == "state":
+            return torch.eye(len(states), device=states.device)
         observations = self._batch.observe(states)
         sizes = self._batch.spec.observation_sizes
         return torch.cat([one_hot(observations[:, d], size) for d, size in enumerate(sizes)], 1).float()

@@ -3,25 +3,40 @@
 Source: Brafman and Tennenholtz, R-max (2002), JMLR 3:213-231. Every state whose reward was never seen is assumed to
 pay; value iteration plans in that optimistic model; what is seen replaces what was assumed.
 
-    V(s) <- max_a  R(s') + discount * V(s'),   s' = next_state(s, a),   R(s') = best seen reward, or optimism
+    V(s) <- max_a  R(s') + discount * V(arrival(s')),   s' = next_state(s, a),   R(s') = best seen reward, or optimism
 
-Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and transitions
-are given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
+`arrival` is what a task itself changes: entering the key's cell leads to the same cell with the key in hand. Nothing
+is assumed to be changed until it was seen.
+
+Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
+given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
 unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
 equally good actions are drawn at random at every step.
 
-Letters: E learners, S states, A actions, T environment steps.
+Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
+Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
+
+    R(s') = mean reward of n visits + bonus_weight / sqrt(n),      optimism + bonus_weight before the first
+
+with the rewards of each pair (s, a) in place of each s' under ``reward_of: action``, as the paper has it. That is what
+a bandit needs, all of whose arms lead to one state. A goal that pays once per episode looks poorer at every further
+visit, so such tasks are better off without.
+
+Letters: E learners, S states, A actions, T environment steps, K keys of rewards: S states, or S * A pairs under
+``reward_of: action``.
 """
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.core.protocols import TaskDistribution
+from distillery.core.protocols import TabularTaskBatch, TaskBatch, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_fraction
+from distillery.sources.base import Learners, Source, require_fraction, require_tabular
 
 _TIE = 1e-5  # worth this close counts as equal
 
@@ -32,14 +47,30 @@ class Explorer(Source):
     Args:
         num_episodes: length of one history, in episodes.
         discount: of the planner, from 0 to 1.
-        optimism: reward assumed of a state never entered, above 0. At ``discount ** longest_path`` or less, any
-            known reward is preferred to any search.
+        optimism: reward assumed of a state never entered, above 0. A reward that pays on every step is preferred to
+            any search at ``discount ** longest_path`` or less. One that pays and leads on, as a key does, needs
+            about ``(1 - discount) * discount ** longest_path``.
         num_sweeps: value-iteration sweeps before each action; values travel one step a sweep and start from the
             plan before, so few are enough.
+        bonus: ``visit`` for rewards that are random: their mean and a bonus for few visits; None for rewards that
+            are not, which one visit makes known.
+        bonus_weight: of that bonus, in units of the rewards' spread.
+        reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
-        self, *, num_episodes: int, discount: float = 0.9, optimism: float = 0.1, num_sweeps: int = 8
+        self,
+        *,
+        num_episodes: int,
+        discount: float = 0.9,
+        optimism: float = 0.1,
+        num_sweeps: int = 8,
+        bonus: str | None = None,
+        bonus_weight: float = 0.5,
+        reward_of: str = "arrival",
     ) -> None:
         if num_episodes < 1 or num_sweeps < 1:
             raise ValueError(
@@ -48,18 +79,38 @@ class Explorer(Source):
         require_fraction("explorer", discount=discount, optimism=optimism)
         if optimism == 0.0:
             raise ValueError("explorer optimism must be above 0, got 0: nothing would draw it to unseen states")
+        if bonus not in (None, "visit"):
+            raise ValueError(f"explorer bonus must be null or visit, got {bonus!r}")
+        if not 0.0 <= bonus_weight < math.inf:
+            raise ValueError(f"explorer bonus_weight must be finite and not negative, got {bonus_weight}")
+        if reward_of not in ("arrival", "action"):
+            raise ValueError(f"explorer reward_of must be arrival or action, got {reward_of!r}")
         self.num_episodes, self.discount, self.optimism = num_episodes, discount, optimism
-        self.num_sweeps = num_sweeps
+        self.num_sweeps, self.bonus, self.bonus_weight, self.reward_of = num_sweeps, bonus, bonus_weight, reward_of
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
     ) -> "Explorers":
-        """See `Source.start`."""
+        """See `Source.start`.
+
+        Raises:
+            ValueError: states are not numbered, or every task has moves of its own.
+        """
         return Explorers(self, tasks, task_ids, seed=seed, device=device)
 
 
+def _require_known_moves(batch: TaskBatch) -> TabularTaskBatch:
+    tabular = require_tabular("explorer", batch)
+    if not tabular.shares_dynamics:
+        raise ValueError(
+            f"explorer plans with moves that all tasks share, but in {type(batch).__name__} actions mean something "
+            "else in every task; choose q_learning or a2c"
+        )
+    return tabular
+
+
 class Explorers(Learners):
-    """E explorers: what each has seen of its rewards, and its current plan."""
+    """E explorers: what each has seen of its rewards and arrivals, and its current plan."""
 
     def __init__(
         self,
@@ -72,22 +123,39 @@ class Explorers(Learners):
     ) -> None:
         self.task_ids = np.asarray(task_ids)
         self._source = source
-        self._batch = tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        self._batch = _require_known_moves(tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device))
         self._generator = torch_generator(seed, "explorer", device=device)
         self._frozen_generator = torch_generator(seed, "explorer", "frozen", device=device)
-        num_states = len(self._batch.next_state)
+        next_state = self._batch.next_state
+        by_action = source.reward_of == "action"
+        pairs = torch.arange(next_state.numel(), device=device).view_as(next_state)
+        self._key = pairs if by_action else next_state  # (S, A): the row of each action's reward
+        self._entered = next_state.flatten() if by_action else None  # (K,): where each row leads, if not to itself
+        num_keys = next_state.numel() if by_action else len(next_state)
+        first = source.optimism if source.bonus is None else source.optimism + source.bonus_weight
         self._learners = torch.arange(len(task_ids), device=device)
-        # (S, E): states first, so that looking ahead along one action is one gather of whole rows.
-        self._rewards = torch.full((num_states, len(task_ids)), source.optimism, device=device)
-        self._values = torch.zeros_like(self._rewards)
+        # (K, E) and (S, E): states first, so that looking ahead along one action is one gather of whole rows.
+        self._rewards = torch.full((num_keys, len(task_ids)), first, device=device)
+        self._values = torch.zeros((len(next_state), len(task_ids)), device=device)
+        self._arrival: Tensor | None = None  # (S, E); None as long as every move led where it should
+        if source.bonus is not None:
+            self._num_visits = torch.zeros_like(self._rewards)
+            self._sums = torch.zeros_like(self._rewards)
         self._plan_is_stale = True
+
+    def _worth(self) -> Tensor:
+        """(K, E): reward, and value of what follows."""
+        ahead = self._values if self._arrival is None else self._values.gather(0, self._arrival)
+        if self._entered is not None:
+            ahead = ahead[self._entered]
+        return torch.add(self._rewards, ahead, alpha=self._source.discount)
 
     def _plan(self) -> None:
         for _ in range(self._source.num_sweeps):
-            worth = torch.add(self._rewards, self._values, alpha=self._source.discount)  # (S, E)
-            best = worth[self._batch.next_state[:, 0]]
+            worth = self._worth()
+            best = worth[self._key[:, 0]]
             for action in range(1, self._batch.spec.num_actions):
-                torch.maximum(best, worth[self._batch.next_state[:, action]], out=best)
+                torch.maximum(best, worth[self._key[:, action]], out=best)
             self._plan_is_stale = not torch.equal(best, self._values)
             self._values = best
             if not self._plan_is_stale:
@@ -96,8 +164,7 @@ class Explorers(Learners):
     def _act(self, step: int, state: Tensor) -> Tensor:
         if self._plan_is_stale:
             self._plan()
-        worth = torch.add(self._rewards, self._values, alpha=self._source.discount)
-        ahead = worth[self._batch.next_state[state], self._learners[:, None]]  # (E, A)
+        ahead = self._worth()[self._key[state], self._learners[:, None]]  # (E, A)
         tie_break = torch.rand(ahead.shape, generator=self._generator, device=ahead.device)
         nearly_best = ahead >= ahead.amax(1, keepdim=True) - _TIE
         return (tie_break * nearly_best).argmax(1)
@@ -111,12 +178,36 @@ class Explorers(Learners):
         terminated: Tensor,
         alive: Tensor | None,
     ) -> None:
-        known = self._rewards[next_state, self._learners]
-        reward = torch.where(known == self._source.optimism, reward, torch.maximum(known, reward))
-        if alive is not None:
-            reward = torch.where(alive, reward, known)
+        key = self._key[state, action]
+        known = self._rewards[key, self._learners]
+        reward = self._estimate(key, known, reward, alive)
         if not torch.equal(known, reward):
-            self._rewards[next_state, self._learners] = reward
+            self._rewards[key, self._learners] = reward
+            self._plan_is_stale = True
+        self._learn_arrival(self._batch.next_state[state, action], next_state, alive)
+
+    def _estimate(self, key: Tensor, known: Tensor, reward: Tensor, alive: Tensor | None) -> Tensor:
+        """(E,) what the reward at each learner's key is taken to be, now that it paid once more."""
+        if self._source.bonus is None:
+            reward = torch.where(known == self._source.optimism, reward, torch.maximum(known, reward))
+            return reward if alive is None else torch.where(alive, reward, known)
+        visited = torch.ones_like(reward) if alive is None else alive.float()
+        self._num_visits[key, self._learners] += visited
+        self._sums[key, self._learners] += torch.where(visited > 0, reward, 0.0)
+        num_visits = self._num_visits[key, self._learners].clamp(min=1)
+        estimate = self._sums[key, self._learners] / num_visits + self._source.bonus_weight * num_visits.rsqrt()
+        return torch.where(visited > 0, estimate, known)
+
+    def _learn_arrival(self, entered: Tensor, reached: Tensor, alive: Tensor | None) -> None:
+        """Takes in that the moves into some states, (E,), led to others, (E,)."""
+        known = entered if self._arrival is None else self._arrival[entered, self._learners]
+        if alive is not None:
+            reached = torch.where(alive, reached, known)
+        if not torch.equal(known, reached):
+            if self._arrival is None:
+                states = torch.arange(len(self._values), device=reached.device)
+                self._arrival = states[:, None].repeat(1, len(self._learners))
+            self._arrival[entered, self._learners] = reached
             self._plan_is_stale = True
 
     def episode(self, *, frozen: bool = False) -> EpisodeBatch:

@@ -21,7 +21,7 @@ from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_fraction
+from distillery.sources.base import Learners, Source, falling, require_fraction, require_tabular
 
 
 class QLearning(Source):
@@ -66,14 +66,22 @@ class QLearning(Source):
 
     def epsilon(self, episode: int) -> float:
         """Chance of a random action in the given episode, counted from 0."""
-        span = self.epsilon_fraction * self.num_episodes
-        progress = min(episode / span, 1.0) if span > 0 else 1.0
-        return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * progress
+        return falling(
+            self.epsilon_start,
+            self.epsilon_end,
+            self.epsilon_fraction,
+            episode=episode,
+            num_episodes=self.num_episodes,
+        )
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
     ) -> "QLearners":
-        """See `Source.start`."""
+        """See `Source.start`.
+
+        Raises:
+            ValueError: states are not numbered.
+        """
         return QLearners(self, tasks, task_ids, seed=seed, device=device)
 
 
@@ -91,7 +99,8 @@ class QLearners(Learners):
     ) -> None:
         self.task_ids = np.asarray(task_ids)
         self._source = source
-        self._batch = tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        batch = tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        self._batch = require_tabular("q_learning", batch)
         self._generator = torch_generator(seed, "q_learning", device=device)
         num_states, self._num_actions = self._batch.next_state.shape
         shape = (len(task_ids) * num_states, self._num_actions)

@@ -3,40 +3,62 @@
 python -m distillery.stages.baselines -cd data/resolved/experiments -cn dark_room
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
 
-from distillery.core.protocols import Source, TaskDistribution, Tracker
+from distillery.core.protocols import TaskDistribution, Tracker
+from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
-from distillery.evaluation.in_context import InContextEvaluation
-from distillery.evaluation.storage import REPORTED_SPLITS, write_evaluation
+from distillery.evaluation.storage import write_evaluation
 from distillery.stages.entry import build, evaluation_folder, stage
+from distillery.stages.evaluate import evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
+
+BASELINES = ("source", "random", "oracle")
+
+
+def baseline_lifetimes(config: DictConfig, agent: str, tasks: TaskDistribution) -> dict[str, Lifetimes]:
+    """The lifetimes of one of `BASELINES` on every evaluated split."""
+    runners: dict[str, Callable[..., Lifetimes]] = {
+        "source": partial(run_source, source=build(config.sources)),
+        "random": run_random,
+        "oracle": run_oracle,
+    }
+    lifetimes = {}
+    for split in config.evaluation.splits:
+        evaluation = lifetimes_of(config, split)
+        size: dict[str, Any] = {"num_episodes": evaluation.num_episodes, "num_seeds": evaluation.num_seeds}
+        seed = stream_seed(config.seed, "evaluation", split)
+        lifetimes[split] = runners[agent](tasks, evaluated_tasks(config, tasks, split), seed=seed, **size)
+    return lifetimes
+
+
+def write_baselines(config: DictConfig, agents: Sequence[str]) -> None:
+    """Writes ``data/evaluations/<experiment>/<agent>`` for some of `BASELINES`."""
+    tracker: Tracker = build(config.tracking)
+    tracker.check()
+    tasks: TaskDistribution = build(config.tasks)
+    for agent in agents:
+        folder = evaluation_folder(config, agent)
+        summary = write_evaluation(
+            folder,
+            baseline_lifetimes(config, agent, tasks),
+            tasks.oracle_returns(),
+            agent=agent,
+            weights=None,
+            reference_fraction=config.evaluation.reference_fraction,
+        )
+        print(f"{config.name}/{agent}: held-out return {summary['splits']['held_out']['final_return']:.2f}")
+        track_evaluation(tracker, config, agent, folder, checkpoint=None, dataset=None)
 
 
 def baselines(config: DictConfig) -> None:
     """Writes ``data/evaluations/<experiment>/{source,random,oracle}``."""
-    tracker: Tracker = build(config.tracking)
-    tracker.check()
-    tasks: TaskDistribution = build(config.tasks)
-    source: Source = build(config.sources)
-    lifetimes: dict[str, dict] = {"source": {}, "random": {}, "oracle": {}}
-    for split in REPORTED_SPLITS:
-        seeds = {} if split == "held_out" else {"num_seeds": config.evaluation.train_seeds}
-        evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
-        size: dict[str, Any] = {"num_episodes": evaluation.num_episodes, "num_seeds": evaluation.num_seeds}
-        where = (tasks, tasks.task_ids(split))
-        seed = stream_seed(config.seed, "evaluation", split)
-        lifetimes["source"][split] = run_source(*where, source=source, seed=seed, **size)
-        lifetimes["random"][split] = run_random(*where, seed=seed, **size)
-        lifetimes["oracle"][split] = run_oracle(*where, seed=seed, **size)
-    for agent, by_split in lifetimes.items():
-        folder = evaluation_folder(config, agent)
-        summary = write_evaluation(folder, by_split, tasks.oracle_returns(), agent=agent, weights=None)
-        print(f"{config.name}/{agent}: held-out return {summary['splits']['held_out']['final_return']:.2f}")
-        track_evaluation(tracker, config, agent, folder, checkpoint=None, dataset=None)
+    write_baselines(config, BASELINES)
 
 
 if __name__ == "__main__":

@@ -124,13 +124,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def room_size(tasks: TaskDistribution) -> tuple[int, int]:
+    """Width and height of the room that is drawn.
+
+    Raises:
+        ValueError: the tasks are no rooms with a goal in each cell.
+    """
+    sizes = tasks.spec.observation_sizes if tasks.spec.is_discrete else ()
+    if len(sizes) != 2 or sizes[0] * sizes[1] != tasks.num_tasks:
+        raise ValueError(
+            f"the demo draws rooms in which each cell is the goal of one task, and the checkpoint is of "
+            f"{type(tasks).__name__}; choose one of dark_room"
+        )
+    return sizes[0], sizes[1]
+
+
 def choose_task(options: argparse.Namespace, tasks: TaskDistribution) -> int:
     """The task to watch: the goal asked for, or a held-out one drawn by the seed.
 
     Raises:
         ValueError: the goal lies outside the room.
     """
-    width, height = tasks.spec.observation_sizes
+    width, height = room_size(tasks)
     if options.goal is None:
         return int(numpy_generator(options.seed, "demo goal").choice(tasks.task_ids("held_out")))
     x, y = options.goal
@@ -155,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         task_id = choose_task(options, tasks)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    size = tasks.spec.observation_sizes
+    size = room_size(tasks)
     goal = (task_id % size[0], task_id // size[0])
     oracle = float(tasks.oracle_returns()[task_id])
     split = next(split for split, ids in tasks.splits().items() if task_id in ids)

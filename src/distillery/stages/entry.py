@@ -108,7 +108,7 @@ def histories_folder(config: DictConfig, kind: str) -> Path:
 
 def checkpoint_folder(config: DictConfig, agent: str) -> Path:
     """Where the trained model of an agent lies."""
-    return Path("models", config.name, agent)
+    return Path("models", config.checkpoint, agent)
 
 
 def evaluation_folder(config: DictConfig, agent: str) -> Path:

@@ -5,13 +5,14 @@ python -m distillery.stages.evaluate -cd data/resolved/experiments -cn dark_room
 
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 
-from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
-from distillery.core.records import Lifetimes
+from distillery.core.protocols import SequenceModel, Source, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
-from distillery.evaluation.storage import REPORTED_SPLITS, write_evaluation
+from distillery.evaluation.prompting import Prompt, prompt_at_fraction
+from distillery.evaluation.storage import write_evaluation
 from distillery.stages.entry import (
     agent_settings,
     build,
@@ -41,6 +42,41 @@ def load_model(folder: Path, tasks: TaskDistribution) -> SequenceModel:
     return model
 
 
+def lifetimes_of(config: DictConfig, split: str) -> InContextEvaluation:
+    """How the lifetimes of a split are run: fewer of each training task, of which there are many."""
+    seeds = {"num_seeds": config.evaluation.train_seeds} if split == "train" else {}
+    evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
+    return evaluation
+
+
+def evaluated_tasks(config: DictConfig, tasks: TaskDistribution, split: str) -> np.ndarray:
+    """Task ids of a split, or as many as are asked for, evenly spread over it."""
+    ids, most = tasks.task_ids(split), config.evaluation.max_tasks
+    return ids if most is None or most >= len(ids) else ids[np.arange(most) * len(ids) // most]
+
+
+def prompt_of(
+    config: DictConfig, tasks: TaskDistribution, task_ids: np.ndarray, num_seeds: int, num_steps: int
+) -> Prompt | None:
+    """What the contexts hold before the first episode, if anything: steps of the source on the same tasks."""
+    prompt = config.evaluation.prompt
+    if prompt.oracle_fraction is None:
+        return None
+    source: Source = build(config.sources)
+    ids = np.repeat(task_ids, prompt.num_streams)
+    learners = source.start(tasks, ids, seed=stream_seed(config.seed, "prompt"), device=config.runtime.device)
+    return prompt_at_fraction(
+        [learners.episode() for _ in range(source.num_episodes)],
+        learners.task_ids,
+        tasks.spec,
+        task_ids=task_ids,
+        num_seeds=num_seeds,
+        oracle_returns=tasks.oracle_returns(),
+        fraction=prompt.oracle_fraction,
+        num_steps=num_steps,
+    )
+
+
 def evaluate(config: DictConfig) -> None:
     """Writes ``data/evaluations/<experiment>/<agent>``."""
     agent = agent_settings(config)
@@ -52,16 +88,16 @@ def evaluate(config: DictConfig) -> None:
     training = read_checkpoint_info(checkpoint).training
     require_same_tasks(config, training["tasks"], what=f"{checkpoint} was trained")
     model = load_model(checkpoint, tasks).to(config.runtime.device)
-    lifetimes: dict[str, Lifetimes] = {}
-    for split in REPORTED_SPLITS:
-        seeds = {} if split == "held_out" else {"num_seeds": config.evaluation.train_seeds}
-        evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
+    lifetimes = {}
+    for split in config.evaluation.splits:
+        evaluation, task_ids = lifetimes_of(config, split), evaluated_tasks(config, tasks, split)
         lifetimes[split] = evaluation.run(
             model,
             tasks,
-            tasks.task_ids(split),
+            task_ids,
             seed=stream_seed(config.seed, "evaluation", split),
             device=config.runtime.device,
+            prompt=prompt_of(config, tasks, task_ids, evaluation.num_seeds, model.context_length),
         )
     folder = evaluation_folder(config, config.agent)
     summary = write_evaluation(
@@ -71,20 +107,15 @@ def evaluate(config: DictConfig) -> None:
         agent=config.agent,
         weights=weights_checksum(model),
         training=training,
+        reference_fraction=config.evaluation.reference_fraction,
     )
     held_out = summary["splits"]["held_out"]
     print(
         f"{config.name}/{config.agent}: held-out return {held_out['final_return']:.2f} in the last ten episodes, "
         f"{held_out['oracle_fraction']:.3f} of the oracle; reference reached at {held_out['episodes_to_reference']}"
     )
-    track_evaluation(
-        tracker,
-        config,
-        config.agent,
-        folder,
-        checkpoint=checkpoint,
-        dataset=histories_folder(config, agent.histories),
-    )
+    dataset = None if agent.histories is None else histories_folder(config, agent.histories)
+    track_evaluation(tracker, config, config.agent, folder, checkpoint=checkpoint, dataset=dataset)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from distillery.reports.tables import (
     wide_curves,
 )
 from distillery.reports.training_curves import training_curves
+from distillery.stages.paper_page import gathered
 from distillery.stages.resolve import load_params
 
 FOLDER = Path("data", "reports")
@@ -148,8 +149,18 @@ def lifetimes(results: Mapping[str, Results]) -> dict[str, RoomLifetime]:
     return chosen
 
 
-def make_report(results: Mapping[str, Results]) -> dict[str, bytes]:
-    """Every file of the report, name to content; writes nothing."""
+def with_studies(metrics: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's metrics, and those of studies for experiments and agents that the pipeline does not run."""
+    return {name: {**studies.get(name, {}), **metrics.get(name, {})} for name in dict.fromkeys([*metrics, *studies])}
+
+
+def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of the report, name to content; writes nothing.
+
+    Args:
+        results: of the pipeline's experiments.
+        studies: metrics of committed studies, see `distillery.stages.paper_page.gathered`.
+    """
     titles = {experiment: result.title for experiment, result in results.items()}
     curves = pl.concat([result.curves for result in results.values()])
     metrics = metrics_of({experiment: result.summaries for experiment, result in results.items()})
@@ -183,7 +194,7 @@ def make_report(results: Mapping[str, Results]) -> dict[str, bytes]:
         settings=differing_settings({name: result.settings for name, result in results.items()}),
     )
     return images | {
-        "metrics.json": (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode(),
+        "metrics.json": (json.dumps(with_studies(metrics, studies), indent=2, allow_nan=False) + "\n").encode(),
         "curves.csv": curves.write_csv().encode(),
         "in_context.csv": wide_curves(curves, split="held_out").write_csv().encode(),
         "index.html": page.encode(),
@@ -197,7 +208,7 @@ def report() -> None:
         listed = params.get("agents")
         raise ValueError(f"params.yaml must list the agent 'ad', which is what is reported; it lists {listed}")
     results = {experiment: read_results(experiment, list(params["agents"])) for experiment in params["experiments"]}
-    for name, content in make_report(results).items():
+    for name, content in make_report(results, gathered()).items():
         with whole_file(FOLDER / name) as temporary:
             temporary.write_bytes(content)
     print(f"report on {', '.join(results)}: {FOLDER / 'index.html'}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 import yaml
 from hydra import compose, initialize_config_module
@@ -20,6 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from distillery.core.files import whole_file
+from distillery.core.protocols import TaskDistribution
 from distillery.core.seeding import stream_seed
 from distillery.histories.contexts import check_context_settings
 from distillery.histories.format import KINDS
@@ -120,8 +122,10 @@ def check(config: DictConfig) -> None:
     tasks.splits()
     build(config.histories.collection.selection)
     for name, agent in config.agents.items():
-        if agent.histories not in KINDS:
-            raise ValueError(f"agents.{name}.histories must be one of {', '.join(KINDS)}, got {agent.histories!r}")
+        if agent.histories is not None and agent.histories not in KINDS:
+            raise ValueError(
+                f"agents.{name}.histories must be null or one of {', '.join(KINDS)}, got {agent.histories!r}"
+            )
         build(config.training.schedule, patience_validations=agent.patience_validations)
     for name in ("runs_per_task", "learners_per_shard"):
         count = config.histories.collection[name]
@@ -129,8 +133,7 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"histories.collection.{name} must be at least 1, got {count}")
     build(config.training.validation)
     build(config.evaluation.lifetimes)
-    model = build(config.models, spec=tasks.spec)
-    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates)
+    check_learner(config, tasks)
     stream_seed(config.seed)
     agent_settings(config)
     try:
@@ -149,8 +152,52 @@ def check(config: DictConfig) -> None:
             "keep_every_episode, or raise sources.num_episodes"
         )
     check_window(config)
-    if config.evaluation.train_seeds < 1:
-        raise ValueError(f"evaluation.train_seeds must be at least 1, got {config.evaluation.train_seeds}")
+    check_evaluation(config, tasks)
+
+
+def check_evaluation(config: DictConfig, tasks: TaskDistribution) -> None:
+    """Refuses splits, counts and levels that no evaluation could have.
+
+    Raises:
+        ValueError: naming the value.
+    """
+    evaluation = config.evaluation
+    for name in ("train_seeds", "max_tasks"):
+        if evaluation[name] is not None and evaluation[name] < 1:
+            raise ValueError(f"evaluation.{name} must be at least 1, got {evaluation[name]}")
+    if not 0.0 < evaluation.reference_fraction <= 1.0:
+        raise ValueError(
+            f"evaluation.reference_fraction must be above 0 and at most 1, got {evaluation.reference_fraction}"
+        )
+    known = tasks.splits()
+    for split in evaluation.splits:
+        if split not in known:
+            raise ValueError(f"evaluation.splits names '{split}'; the tasks have {', '.join(known)}")
+    if "held_out" not in evaluation.splits:
+        raise ValueError(f"evaluation.splits must hold held_out, which is what is reported; got {evaluation.splits}")
+
+
+def check_learner(config: DictConfig, tasks: TaskDistribution) -> None:
+    """Builds the model and its learner, and refuses a learner that does not fit the agent.
+
+    Raises:
+        ValueError: the agent reads histories and the learner plays, or the other way round.
+    """
+    plays = getattr(hydra.utils.get_class(config.training.learner._target_), "plays", False)
+    reads = agent_settings(config).histories is not None
+    if agent_settings(config).histories == "expert" and not config.histories.collection.expert:
+        raise ValueError(
+            f"agent '{config.agent}' reads expert histories, which histories.collection.expert=false does not collect"
+        )
+    if plays == reads:
+        raise ValueError(
+            f"agent '{config.agent}' {'reads' if reads else 'reads no'} histories, but training.learner "
+            f"{config.training.learner._target_} {'plays for itself' if plays else 'needs some'}; choose "
+            f"training={'supervised' if reads else 'rl2'}, or another agent"
+        )
+    model = build(config.models, spec=tasks.spec)
+    settings = {"tasks": tasks, "seed": 0} if plays else {}
+    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates, **settings)
 
 
 def check_window(config: DictConfig) -> None:
@@ -166,7 +213,7 @@ def check_window(config: DictConfig) -> None:
             f"(histories.contexts.sequence_length={sequence}), so distances beyond them would never be trained; "
             "raise sequence_length or lower context_length"
         )
-    if config.models.positions == "absolute" and window != sequence:
+    if config.models.get("positions") == "absolute" and window != sequence:
         raise ValueError(
             f"absolute positions are trained for one window only: models.context_length={window} must equal "
             f"histories.contexts.sequence_length={sequence}, or choose models.positions=rotary"

@@ -10,7 +10,6 @@ import polars as pl
 from omegaconf import DictConfig
 
 from distillery.core.protocols import Tracker
-from distillery.evaluation.metrics import REFERENCE_FRACTION
 from distillery.evaluation.storage import CURVES_FILE, LIFETIMES_FILE, SUMMARY_FILE
 from distillery.stages.entry import plain
 from distillery.stages.serve import Policy
@@ -97,6 +96,7 @@ def description(
     """What the run is and how it came out, beside the oracle and the reference, in Markdown."""
     low, high = held_out["final_return_ci95"]
     oracle, reached = held_out["oracle_return"], held_out["episodes_to_reference"]
+    reference = held_out["reference_fraction"]
     num_episodes = int(curves["episode"].to_numpy().max())
     ended = f"is reached at episode {reached}" if reached is not None else f"is not reached in {num_episodes} episodes"
     about = f": {explanation}" if explanation else ""
@@ -104,7 +104,7 @@ def description(
         f"**{agent}** on **{experiment}**{about}. "
         f"On {held_out['num_tasks']} held-out tasks: {result_line(held_out, curves)} "
         f"(95 % interval of the last ten {low:.2f} to {high:.2f}; oracle {oracle:.2f}). "
-        f"The reference level, {REFERENCE_FRACTION} of the oracle ({REFERENCE_FRACTION * oracle:.1f}), {ended}. "
+        f"The reference level, {reference} of the oracle ({reference * oracle:.1f}), {ended}. "
         f"To compare runs, open the metric `{CURVE.format(split='held_out')}`: its step is the episode."
     )
 

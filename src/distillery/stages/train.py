@@ -21,6 +21,7 @@ from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
 from distillery.evaluation.metrics import validation_score
 from distillery.histories.contexts import Contexts
+from distillery.histories.episodes import relabel
 from distillery.histories.reader import open_packed
 from distillery.stages.entry import agent_settings, build, checkpoint_folder, histories_folder, plain, scratch, stage
 from distillery.stages.resolve import check_window
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _CODE = ("core", "evaluation", "histories", "layers", "models", "tasks", "training")
 
 
-def fingerprint(config: DictConfig, content_hash: str) -> str:
+def fingerprint(config: DictConfig, content_hash: str | None) -> str:
     """Hex SHA-256 of everything that decides a training's result: settings, data, seed and code."""
     digest = hashlib.sha256()
     settings: dict[str, Any] = {key: plain(config[key]) for key in ("tasks", "models", "training")}
@@ -66,14 +67,25 @@ def validation(
     return validate
 
 
+def history_contexts(config: DictConfig, tasks: TaskDistribution) -> tuple[Contexts, str]:
+    """What an agent that reads histories is trained on, and its content hash."""
+    agent = agent_settings(config)
+    metadata, histories = open_packed(histories_folder(config, agent.histories), scratch("packed"))
+    require_own_histories(config, metadata, agent.histories, tasks)
+    targets = relabel(histories, metadata.spec, tasks.expert_actions) if agent.targets == "expert" else None
+    settings = plain(config.histories.contexts)
+    seed = stream_seed(config.seed, "contexts")
+    return Contexts(histories, **settings, targets=targets, seed=seed), metadata.content_hash
+
+
 def train_model(
     config: DictConfig,
     *,
     states: Path | None = None,
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
     workers: Workers | None = None,
-) -> tuple[SequenceModel, Progress, str]:
-    """Trains one agent; returns the model with its best weights, the progress, and the data's content hash.
+) -> tuple[SequenceModel, Progress, str | None]:
+    """Trains one agent; returns the model with its best weights, the progress, and the data's content hash, if any.
 
     Args:
         config: the experiment's.
@@ -84,14 +96,14 @@ def train_model(
     check_window(config)
     agent = agent_settings(config)
     tasks: TaskDistribution = build(config.tasks)
-    metadata, histories = open_packed(histories_folder(config, agent.histories), scratch("packed"))
-    require_own_histories(config, metadata, agent.histories, tasks)
-    contexts = Contexts(histories, **plain(config.histories.contexts), seed=stream_seed(config.seed, "contexts"))
+    contexts, content_hash = (None, None) if agent.histories is None else history_contexts(config, tasks)
     torch.manual_seed(stream_seed(config.seed, "model"))
-    model: SequenceModel = build(config.models, spec=metadata.spec)
+    model: SequenceModel = build(config.models, spec=tasks.spec)
     runtime, workers = config.runtime, workers or Workers()
     device = workers.device(runtime.device)
     schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
+    # A learner without histories makes its own experience on training tasks.
+    plays = {} if contexts is not None else {"tasks": tasks, "seed": stream_seed(config.seed, "play")}
     learner = build(
         config.training.learner,
         model=model,
@@ -101,11 +113,12 @@ def train_model(
         bfloat16=runtime.bfloat16,
         compile=runtime.compile,
         fused=runtime.fused,
+        **plays,
     )
-    identity = fingerprint(config, metadata.content_hash)
+    identity = fingerprint(config, content_hash)
     progress = fit(
         learner,
-        contexts.batch,
+        learner.play if contexts is None else contexts.batch,
         schedule,
         validation(config, tasks, device),
         state_file=None if states is None else states / f"{identity[:16]}.pt",
@@ -117,7 +130,7 @@ def train_model(
     )
     assert progress.best_weights is not None  # the last update is always validated
     model.load_state_dict(progress.best_weights)
-    return model, progress, metadata.content_hash
+    return model, progress, content_hash
 
 
 def forget_states(states: Path, *, days: float = 14.0) -> None:
@@ -169,7 +182,8 @@ def train(config: DictConfig) -> None:
         config=plain(config),
         tags={"experiment": config.name, "agent": config.agent},
     ) as run:
-        run.log_dataset(histories_folder(config, agent_settings(config).histories), context="training")
+        if agent_settings(config).histories is not None:
+            run.log_dataset(histories_folder(config, agent_settings(config).histories), context="training")
         for name, points in progress.curves.items():
             for update, value in points:
                 run.log({f"train/{name}": value}, step=update)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from distillery.core.files import write_json
@@ -61,22 +60,28 @@ def require_own_histories(config: DictConfig, metadata: Metadata, kind: str, tas
         )
 
 
+def kinds_read(config: DictConfig) -> list[str]:
+    """Kinds of histories that an agent may read, and that were collected."""
+    kinds = {agent.histories for agent in config.agents.values()} - {None}
+    return sorted(kinds if config.histories.collection.expert else kinds - {"expert"})
+
+
 def validate(config: DictConfig) -> None:
     """Writes ``data/validations/<experiment>.json``: what was checked, and the data's hash."""
     check_window(config)
     tasks: TaskDistribution = build(config.tasks)
     oracle = tasks.oracle_returns()
     report = {"dataset": config.dataset}
-    for kind in sorted({agent.histories for agent in config.agents.values()}):
+    for kind in kinds_read(config):
         metadata, checked = validate_dataset(histories_folder(config, kind))
         require_own_histories(config, metadata, kind, tasks)
-        tenth = max(1, metadata.num_episodes // 10)
+        first, last = metadata.mean_tenths
         report[kind] = {
             "content_hash": metadata.content_hash,
             "num_histories": metadata.num_histories,
             "num_steps": metadata.num_steps,
-            "mean_return_first_tenth": round(float(np.mean(metadata.mean_returns[:tenth])), 4),
-            "mean_return_last_tenth": round(float(np.mean(metadata.mean_returns[-tenth:])), 4),
+            "mean_return_first_tenth": round(first, 4),
+            "mean_return_last_tenth": round(last, 4),
             "selection": metadata.selection,
             "oracle_return": {split: float(oracle[ids].mean()) for split, ids in metadata.splits.items()},
             "rows_checked_per_rule": checked,

@@ -5,7 +5,12 @@ Each family is registered with Gymnasium by name, so that nothing of it is impor
 
 import gymnasium
 
-for _id, _tasks in (("distillery/DarkRoom-v0", "distillery.tasks.dark_room:DarkRoom"),):
+for _id, _tasks in (
+    ("distillery/AdversarialBandit-v0", "distillery.tasks.adversarial_bandit:AdversarialBandit"),
+    ("distillery/DarkKeyToDoor-v0", "distillery.tasks.dark_key_to_door:DarkKeyToDoor"),
+    ("distillery/DarkRoom-v0", "distillery.tasks.dark_room:DarkRoom"),
+    ("distillery/Watermaze-v0", "distillery.tasks.watermaze:Watermaze"),
+):
     gymnasium.register(
         id=_id,
         entry_point="distillery.tasks.gymnasium_env:TaskEnv",

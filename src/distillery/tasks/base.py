@@ -2,7 +2,8 @@
 
 A distribution owns a finite list of tasks, numbered from 0, and divides them by task into `train`, `validation`
 (selects checkpoints and hyper-parameters) and `held_out` (is reported). The division is seeded and stratified by
-difficulty, so that each split's oracle is close to the whole's.
+difficulty, so that each split's oracle is close to the whole's. A family whose tests come from distributions of their
+own makes its splits itself, and may add further ones.
 """
 
 import abc
@@ -15,7 +16,16 @@ from distillery.core.records import EpisodeBatch, Transition
 from distillery.core.seeding import numpy_generator
 from distillery.core.specs import TaskSpec
 
+# Every family has these; some have more.
 SPLITS = ("train", "validation", "held_out")
+
+
+def require_task_ids(task_ids: np.ndarray, num_tasks: int) -> None:
+    """Raises ValueError unless there are task ids and every one is a whole number below `num_tasks`."""
+    if len(task_ids) == 0 or task_ids.min() < 0 or task_ids.max() >= num_tasks:
+        raise ValueError(f"task ids must be from 0 to {num_tasks - 1} and at least one, got {task_ids}")
+    if task_ids.dtype.kind not in "iu":
+        raise ValueError(f"task ids must be whole numbers, got {task_ids}")
 
 
 class TaskBatch(abc.ABC):
@@ -59,9 +69,12 @@ class TabularTaskBatch(TaskBatch):
 
     Attributes:
         state: (E,) int64, the current state's number; tabular sources read it, models never do.
+        shares_dynamics: whether the moves in `next_state` are those of every task. Where tasks give actions a meaning
+            of their own they are not, and no source may plan with them.
     """
 
     state: Tensor
+    shares_dynamics: bool = True
     next_state: Tensor
     """(S, A) int64: where each action leads; the dynamics all tasks of the family share. What a task itself changes
     on arrival is in `state` after `advance`, and not in this table."""
@@ -84,13 +97,23 @@ class TabularTaskBatch(TaskBatch):
 
 
 class TaskDistribution(abc.ABC):
-    """A finite family of tasks with a split. Subclasses define the tasks; this class divides and draws them."""
+    """A finite family of tasks with a split. Subclasses define the tasks; this class divides and draws them.
+
+    Args:
+        num_validation: tasks that select checkpoints and hyper-parameters.
+        num_held_out: tasks that are reported.
+        split_seed: seed of the split by task.
+        num_train: tasks to train on; None trains on all the others.
+    """
 
     spec: TaskSpec
     num_tasks: int
 
-    def __init__(self, *, num_validation: int, num_held_out: int, split_seed: int) -> None:
+    def __init__(
+        self, *, num_validation: int, num_held_out: int, split_seed: int, num_train: int | None = None
+    ) -> None:
         self.num_validation, self.num_held_out, self.split_seed = num_validation, num_held_out, split_seed
+        self.num_train = num_train
 
     @abc.abstractmethod
     def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> TaskBatch:
@@ -111,37 +134,66 @@ class TaskDistribution(abc.ABC):
             "expert targets (dpt) need; choose another agent or another family"
         )
 
-    @abc.abstractmethod
     def difficulty(self) -> np.ndarray:
-        """(num_tasks,): what the split is stratified by."""
+        """(num_tasks,): what the split is stratified by; the same for all where a family does not say."""
+        return np.zeros(self.num_tasks)
+
+    def held_apart(self) -> np.ndarray:
+        """(num_tasks,) bool: tasks of a kind that only `held_out` may have; if there are any, it has no others."""
+        return np.zeros(self.num_tasks, dtype=bool)
 
     def draw(self, task_id: int, state: int) -> np.ndarray:
-        """(rows, columns) letters, a picture of a state: ``A`` agent, ``G`` goal, ``@`` both, ``.`` floor."""
+        """(rows, columns) letters, a picture of a state.
+
+        ``A`` is the agent, ``G`` a goal, ``K`` a key, ``D`` a door, ``@`` the agent on one of these, ``.`` the floor.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be drawn; give it a method `draw`, or do not render")
 
     def splits(self) -> dict[str, np.ndarray]:
-        """Task ids of each split, sorted; together they are all tasks, and none is in two.
+        """Task ids of each split, sorted; none is in two.
+
+        Which tasks are held out, and which validate, does not depend on `num_train`. The three splits together are
+        all tasks, unless `num_train` says fewer or a whole kind of tasks is held apart.
 
         Raises:
-            ValueError: a split would be empty.
+            ValueError: a split would be empty, or there are not enough tasks.
         """
-        num_train = self.num_tasks - self.num_validation - self.num_held_out
-        sizes = {"train": num_train, "validation": self.num_validation, "held_out": self.num_held_out}
-        for split, size in sizes.items():
-            if size < 1:
-                raise ValueError(
-                    f"the split '{split}' would have {size} tasks: of {self.num_tasks} tasks, num_validation="
-                    f"{self.num_validation} and num_held_out={self.num_held_out} leave {num_train} to train on; "
-                    "every split needs at least one"
-                )
+        apart = self.held_apart()
+        num_train = self._checked_num_train(int(apart.sum()))
         generator = numpy_generator(self.split_seed, "split")
         shuffled = generator.permutation(self.num_tasks)
         by_difficulty = shuffled[np.argsort(self.difficulty()[shuffled], kind="stable")]
-        held_out = _evenly_spread(by_difficulty, self.num_held_out)
-        rest = by_difficulty[~np.isin(by_difficulty, held_out)]
+        held_out = _evenly_spread(
+            by_difficulty[apart[by_difficulty]] if apart.any() else by_difficulty, self.num_held_out
+        )
+        rest = by_difficulty[~np.isin(by_difficulty, held_out) & ~apart[by_difficulty]]
         validation = _evenly_spread(rest, self.num_validation)
-        train = rest[~np.isin(rest, validation)]
+        train = _evenly_spread(rest[~np.isin(rest, validation)], num_train)
         return {"train": np.sort(train), "validation": np.sort(validation), "held_out": np.sort(held_out)}
+
+    def _checked_num_train(self, num_apart: int) -> int:
+        """How many tasks are trained on."""
+        num_left = self.num_tasks - self.num_validation - max(self.num_held_out, num_apart)
+        num_train = num_left if self.num_train is None else self.num_train
+        sizes = {"train": min(num_train, num_left), "validation": self.num_validation, "held_out": self.num_held_out}
+        of_these = f"of {self.num_tasks} tasks" + (f", {num_apart} of them held apart" if num_apart else "")
+        counts = f"num_validation={self.num_validation} and num_held_out={self.num_held_out}"
+        for split, size in sizes.items():
+            if size < 1:
+                raise ValueError(
+                    f"the split '{split}' would have {size} tasks: {of_these}, {counts} leave {num_left} to train on; "
+                    "every split needs at least one"
+                )
+        if num_train > num_left:
+            raise ValueError(
+                f"num_train={num_train} is more than there are: {of_these}, {counts} leave {num_left}; lower it, or "
+                "set it to null for all of these"
+            )
+        if num_apart and self.num_held_out > num_apart:
+            raise ValueError(
+                f"num_held_out={self.num_held_out} is more than the {num_apart} tasks held apart; lower it"
+            )
+        return num_train
 
     def task_ids(self, split: str) -> np.ndarray:
         """Sorted task ids of one split.

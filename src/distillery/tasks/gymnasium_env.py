@@ -5,7 +5,7 @@
 
 `distillery.tasks` registers every family. The task's number is in ``info["task_id"]``, for those who may know it.
 
-Letters: E parallel environments, D observation dimensions.
+Letters: E parallel environments, D numbers of an observation.
 """
 
 import importlib
@@ -15,19 +15,28 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from distillery.core.protocols import TabularTaskBatch
+from distillery.core.specs import Box, TaskSpec
 from distillery.tasks.base import TaskBatch, TaskDistribution
+from distillery.tasks.spaces import action_space, observation_space, observations_of_rows
 
 RENDER_MODES = ["ansi", "rgb_array"]
 RENDERING: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}
 CELL_PIXELS = 16
 # Of the letters that families draw with; any other is grey.
-COLOURS = {".": (238, 238, 238), "G": (76, 175, 80), "A": (33, 80, 200), "@": (240, 160, 30)}
+COLOURS = {
+    ".": (238, 238, 238),
+    "G": (76, 175, 80),
+    "A": (33, 80, 200),
+    "@": (240, 160, 30),
+    "K": (255, 221, 51),
+    "D": (121, 85, 72),
+}
 
 
 class _Choice:
@@ -87,13 +96,34 @@ def _begun(batch: TaskBatch | None) -> TaskBatch:
     return batch
 
 
-def _spaces(tasks: TaskDistribution) -> tuple[spaces.MultiDiscrete, spaces.Discrete]:
-    return spaces.MultiDiscrete(list(tasks.spec.observation_sizes)), spaces.Discrete(tasks.spec.num_actions)
-
-
 def _own_array(values: Tensor) -> np.ndarray:
     """A copy: what an environment has returned must not change at its next step."""
     return values.cpu().numpy().copy()
+
+
+def _checked_actions(spec: TaskSpec, actions: Any, leading: tuple[int, ...]) -> np.ndarray:
+    """Actions as an array of `TaskSpec.action_dtype`, a single one for ``leading=()``.
+
+    Raises:
+        ValueError: not in the action space, or not as many as there are environments.
+    """
+    given, space = np.asarray(actions), spec.action
+    shape = leading + spec.action_shape
+    if isinstance(space, Box):
+        if (
+            given.dtype.kind in "iuf"
+            and given.shape == shape
+            and given.min() >= space.low
+            and given.max() <= space.high
+        ):
+            return given.astype(np.float32)
+        wanted = f"numbers from {space.low:g} to {space.high:g}"
+    else:
+        sizes = space.sizes if spec.action_shape else space.sizes[0]
+        if given.dtype.kind in "iu" and given.shape == shape and given.min() >= 0 and (given < sizes).all():
+            return given.astype(np.int64)
+        wanted = f"whole numbers from 0 to {np.subtract(sizes, 1).tolist()}"
+    raise ValueError(f"the action must be an array of shape {shape} of {wanted}, got {actions!r}")
 
 
 def _frame(picture: np.ndarray, render_mode: str) -> str | np.ndarray:
@@ -104,6 +134,37 @@ def _frame(picture: np.ndarray, render_mode: str) -> str | np.ndarray:
     pixels = colours.repeat(CELL_PIXELS, 0).repeat(CELL_PIXELS, 1)
     pixels[::CELL_PIXELS] = pixels[:, ::CELL_PIXELS] = 200  # lines between the cells
     return pixels
+
+
+def _image_part(spec: TaskSpec) -> tuple[slice, tuple[int, ...]] | None:
+    """Where the first part lies that is a picture, and its (height, width, channels); None if there is none."""
+    for name, stretch in spec.stretches().items():
+        space = spec.observation[name]
+        if isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3 and space.shape[2] in (1, 3):
+            return stretch, space.shape
+    return None
+
+
+def _frames(
+    tasks: TaskDistribution, batch: TaskBatch, rows: np.ndarray, render_mode: str
+) -> tuple[str | np.ndarray, ...]:
+    """A picture of each environment: drawn by the family, or else what its agent sees, if that is a picture.
+
+    Raises:
+        ValueError: neither can be had in this mode.
+    """
+    image = _image_part(tasks.spec)
+    if isinstance(batch, TabularTaskBatch):
+        pairs = zip(batch.task_ids.tolist(), batch.state.tolist(), strict=True)
+        return tuple(_frame(tasks.draw(task_id, state), render_mode) for task_id, state in pairs)
+    if image is None or render_mode != "rgb_array":
+        raise ValueError(
+            f"{type(tasks).__name__} cannot be rendered as {render_mode}: it neither draws numbered states nor shows "
+            "agents an image, which rgb_array would return; choose render_mode=None"
+        )
+    stretch, (height, width, channels) = image
+    pixels = rows[:, stretch].astype(np.uint8).reshape(-1, height, width, channels)
+    return tuple(pixels.repeat(3 // channels, -1))
 
 
 class TaskEnv(gymnasium.Env):
@@ -133,32 +194,32 @@ class TaskEnv(gymnasium.Env):
     ) -> None:
         self.tasks = _built(tasks, settings)
         self.render_mode = _checked_render_mode(render_mode)
-        self.observation_space, self.action_space = _spaces(self.tasks)
+        self.observation_space, self.action_space = observation_space(self.tasks.spec), action_space(self.tasks.spec)
         self._choice = _Choice(self.tasks, 1, task_id, split)
         self._batch: TaskBatch | None = None
+        self._rows = np.empty(0)
 
     def _info(self) -> dict[str, Any]:
         return {"task_id": int(_begun(self._batch).task_ids[0])}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def _observation(self, rows: Tensor) -> Any:
+        self._rows = _own_array(rows)
+        return observations_of_rows(self.tasks.spec, self._rows[0])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; ``options={"task_id": 3}`` chooses the task of this one."""
         super().reset(seed=seed)
         ids = self._choice.next(self.np_random, options)
         self._batch = self.tasks.batch(ids, seed=int(self.np_random.integers(2**31)))
-        return _own_array(self._batch.reset()[0]), self._info()
+        return self._observation(self._batch.reset()), self._info()
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """See `gymnasium.Env.step`."""
         batch = _begun(self._batch)
-        if not self.action_space.contains(action):
-            raise ValueError(
-                f"the action must be a whole number from 0 to {batch.spec.num_actions - 1}, got {action!r}"
-            )
-        after = batch.step(torch.tensor([int(action)], device=batch.state.device))
+        checked = _checked_actions(batch.spec, action, ())
+        after = batch.step(torch.as_tensor(checked, device=batch.task_ids.device)[None])
         return (
-            _own_array(after.observations[0]),
+            self._observation(after.observations),
             float(after.rewards[0]),
             bool(after.terminated[0]),
             bool(after.truncated[0]),
@@ -166,12 +227,11 @@ class TaskEnv(gymnasium.Env):
         )
 
     def render(self) -> str | np.ndarray | None:
-        """The room from above, in the chosen `render_mode`."""
+        """The environment from above or as its agent sees it, in the chosen `render_mode`."""
         if self.render_mode is None:
             gymnasium.logger.warn("nothing is rendered: choose a render_mode when making the environment")
             return None
-        batch = _begun(self._batch)
-        return _frame(self.tasks.draw(int(batch.task_ids[0]), int(batch.state[0])), self.render_mode)
+        return _frames(self.tasks, _begun(self._batch), self._rows, self.render_mode)[0]
 
 
 class TaskVectorEnv(VectorEnv):
@@ -210,52 +270,48 @@ class TaskVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.tasks = _built(tasks, settings)
         self.render_mode = _checked_render_mode(render_mode)
-        self.single_observation_space, self.single_action_space = _spaces(self.tasks)
+        self.single_observation_space = observation_space(self.tasks.spec)
+        self.single_action_space = action_space(self.tasks.spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._choice = _Choice(self.tasks, num_envs, task_id, split)
         self._batch: TaskBatch | None = None
+        self._rows = np.empty(0)
 
     def _info(self) -> dict[str, Any]:
         ids = _own_array(_begun(self._batch).task_ids)
         return {"task_id": ids, "_task_id": np.ones(self.num_envs, dtype=bool)}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def _observations(self) -> Any:
+        return observations_of_rows(self.tasks.spec, self._rows)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode everywhere; ``options={"task_id": ids}`` chooses the tasks of these episodes."""
         super().reset(seed=seed)
         ids = self._choice.next(self.np_random, options)
         self._batch = self.tasks.batch(ids, seed=int(self.np_random.integers(2**31)))
-        return _own_array(self._batch.reset()), self._info()
+        self._rows = _own_array(self._batch.reset())
+        return self._observations(), self._info()
 
-    def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
-        actions, num_actions = np.asarray(actions), self.tasks.spec.num_actions
-        whole = actions.dtype.kind in "iu" and actions.shape == (self.num_envs,)
-        if not whole or actions.min() < 0 or actions.max() >= num_actions:
-            raise ValueError(
-                f"actions must be {self.num_envs} whole numbers from 0 to {num_actions - 1}, got {actions!r}"
-            )
-        return actions.astype(np.int64)
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """See `gymnasium.vector.VectorEnv.step`."""
         batch = _begun(self._batch)
-        after = batch.step(torch.as_tensor(self._checked_actions(actions), device=batch.state.device))
-        observations, rewards = _own_array(after.observations), _own_array(after.rewards.double())
+        checked = _checked_actions(batch.spec, actions, (self.num_envs,))
+        after = batch.step(torch.as_tensor(checked, device=batch.task_ids.device))
+        self._rows, rewards = _own_array(after.observations), _own_array(after.rewards.double())
         terminated, truncated = _own_array(after.terminated), _own_array(after.truncated)
         done = terminated | truncated
         final: dict[str, Any] = {}
         if done.any():
-            final = self._final(observations, _own_array(batch.task_ids), done)
-            observations = self._restart(batch, done)
-        return observations, rewards, terminated, truncated, final | self._info()
+            final = self._final(_own_array(batch.task_ids), done)
+            self._rows = self._restart(batch, done)
+        return self._observations(), rewards, terminated, truncated, final | self._info()
 
-    def _final(self, observations: np.ndarray, task_ids: np.ndarray, done: np.ndarray) -> dict[str, Any]:
+    def _final(self, task_ids: np.ndarray, done: np.ndarray) -> dict[str, Any]:
         """What the episodes that have just ended leave behind, laid out as Gymnasium's own vector environments do."""
         last = np.full(self.num_envs, None, dtype=object)
         for env in np.flatnonzero(done):
-            last[env] = observations[env].copy()
+            last[env] = observations_of_rows(self.tasks.spec, self._rows[env])
         return {
             "final_obs": last,
             "_final_obs": done.copy(),
@@ -265,15 +321,14 @@ class TaskVectorEnv(VectorEnv):
 
     def _restart(self, batch: TaskBatch, done: np.ndarray) -> np.ndarray:
         """Starts an episode where `done`; returns all (E, D) observations."""
-        where = torch.as_tensor(done, device=batch.state.device)
-        batch.assign(torch.as_tensor(self._choice.next(self.np_random), device=batch.state.device), where)
+        device = batch.task_ids.device
+        where = torch.as_tensor(done, device=device)
+        batch.assign(torch.as_tensor(self._choice.next(self.np_random), device=device), where)
         return _own_array(batch.reset(where))
 
     def render(self) -> tuple[str | np.ndarray, ...] | None:
-        """The rooms from above, in the chosen `render_mode`."""
+        """Every environment, as `TaskEnv.render` shows one."""
         if self.render_mode is None:
             gymnasium.logger.warn("nothing is rendered: choose a render_mode when making the environment")
             return None
-        batch = _begun(self._batch)
-        pairs = zip(batch.task_ids.tolist(), batch.state.tolist(), strict=True)
-        return tuple(_frame(self.tasks.draw(task_id, state), self.render_mode) for task_id, state in pairs)
+        return _frames(self.tasks, _begun(self._batch), self._rows, self.render_mode)

@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distillery.core.protocols import SequenceModel
-from distillery.core.records import Context
 from distillery.training.checkpoints import load_training_state, save_training_state
 from distillery.training.distributed import Workers
 
@@ -30,7 +29,7 @@ class Learner(Protocol):
 
     model: SequenceModel
 
-    def update(self, context: Context, update: int) -> dict[str, Tensor]: ...
+    def update(self, batch: Any, update: int, /) -> dict[str, Tensor]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -94,7 +93,7 @@ class Progress:
 
 def fit(
     learner: Learner,
-    draw: Callable[[int], Context],
+    draw: Callable[[int], Any],
     schedule: Schedule,
     validate: Callable[[SequenceModel], dict[str, float]],
     *,
@@ -109,7 +108,7 @@ def fit(
 
     Args:
         learner: holds the model.
-        draw: the contexts of a given update, counted from 0.
+        draw: the batch of a given update, counted from 0: contexts, or whatever else the learner learns from.
         schedule: how long, and when to validate.
         validate: scores the model in context; the entry ``score`` is what selects.
         state_file: where the training state is kept after every validation; None keeps none.

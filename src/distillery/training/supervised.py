@@ -1,28 +1,32 @@
-"""The supervised learner: predict the source's next action at every step of a context.
+"""The supervised learner: predict an action at every step of a context.
 
 Source: Laskin et al. (2022), arXiv 2210.14215, equation 4:
 
-    L(theta) = - sum_t log P_theta(a_t | history before t, o_t)
+    L(theta) = - sum_t w_t log P_theta(a_t | history before t, o_t) / sum_t w_t
 
-Letters: B batch, T environment steps, A actions.
+The action is the one the source took, and every weight 1, unless the context has targets or weights of its own.
+
+Letters: B batch, T environment steps, K numbers of an action, P parameters of an action.
 """
 
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
+from distillery.core.specs import Box
+from distillery.layers.actions import prediction_loss
 from distillery.training.distributed import Workers
 
 OPTIMISERS = ("adamw", "muon")
+SMALLEST_WEIGHT = 1e-8
 
 
 class SupervisedLearner:
-    """Updates a model by cross-entropy on actions.
+    """Updates a model by the log-probability of actions.
 
     Args:
         model: what is trained; it is moved to `device`.
@@ -37,7 +41,7 @@ class SupervisedLearner:
         initial_fraction: of the peak rate, where the schedule starts.
         final_fraction: of the peak rate, where the schedule ends, after a cosine.
         gradient_clip: global norm.
-        label_smoothing: alpha.
+        label_smoothing: alpha; of discrete actions.
         device: `cpu`, `cuda`, ...
         bfloat16: autocast to bfloat16.
         compile: compile the forward pass with `torch.compile`.
@@ -90,6 +94,11 @@ class SupervisedLearner:
                 f"training gradient_clip must be above 0 and weight_decay at least 0, got {gradient_clip} and "
                 f"{weight_decay}"
             )
+        if label_smoothing and isinstance(model.spec.action, Box):
+            raise ValueError(
+                f"training label_smoothing={label_smoothing} is for discrete actions, and these are "
+                f"{model.spec.action}; set it to 0"
+            )
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self._forward = torch.compile(model) if compile else model
@@ -119,13 +128,23 @@ class SupervisedLearner:
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         return self._final_fraction + (1 - self._final_fraction) * cosine
 
-    def loss(self, context: Context) -> Tensor:
-        """Mean cross-entropy per step."""
+    def loss(self, context: Context, *, total_weight: Tensor | None = None) -> Tensor:
+        """Weighted mean loss per step.
+
+        Args:
+            context: with what is to be predicted.
+            total_weight: what the weighted sum is divided by; None says the sum of the context's own weights.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-            logits = self._forward(context)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), context.actions.flatten(), label_smoothing=self._label_smoothing
-        )
+            parameters = self._forward(context)
+        targets = context.actions if context.targets is None else context.targets
+        losses = prediction_loss(
+            self.model.spec.action, parameters, targets, label_smoothing=self._label_smoothing
+        )  # (B, T)
+        if context.weights is None:
+            return losses.mean()
+        total = context.weights.sum() if total_weight is None else total_weight
+        return (losses * context.weights).sum() / total.clamp(min=SMALLEST_WEIGHT)
 
     def update(self, context: Context, update: int) -> dict[str, Tensor]:
         """One optimisation step; returns the loss and the gradient norm before clipping, still on the device."""
@@ -133,7 +152,9 @@ class SupervisedLearner:
         for optimiser, peak_rate in zip(self._optimisers, self._peak_rates, strict=True):
             optimiser.zero_grad(set_to_none=True)
             optimiser.param_groups[0]["lr"] = peak_rate * self.rate_fraction(update)
-        loss = self.loss(self._workers.share(context).to(self.device))
+        # Of the whole batch, so that the mean of the processes' gradients is its own, however weights are spread.
+        total = None if context.weights is None else (context.weights.sum() / self._workers.count).to(self.device)
+        loss = self.loss(self._workers.share(context).to(self.device), total_weight=total)
         loss.backward()
         self._workers.average_gradients(self.model)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip)

@@ -1,0 +1,131 @@
+"""The committed result of a study: one small file that holds every run, so that sittings add up.
+
+A run is one variant with one training seed: its return per episode, and for each task its first and last returns. Runs
+are known by a hash of their settings; a run whose settings did not change is not run again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from distillery.core.files import read_json, write_json
+
+FOLDER = Path("data", "results")
+FORMAT_VERSION = 1
+REMEDY = "restore it from version control, or delete it and run the study again with `make paper`"
+DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One run on the tasks of one split.
+
+    Attributes:
+        curve: mean return of every episode.
+        task_ids: of the tasks.
+        first: each task's return in the first episode.
+        final: each task's mean return in the last episodes.
+        oracle: each task's best expected return.
+        failed: each task's share of lifetimes that end below half of that.
+    """
+
+    curve: list[float]
+    task_ids: list[int]
+    first: list[float]
+    final: list[float]
+    oracle: list[float]
+    failed: list[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one training seed.
+
+    Attributes:
+        variant: its name.
+        seed: of the training and of the evaluation.
+        settings: hash of everything that decides the result, but the code.
+        commit: of the code that ran it.
+        splits: by name.
+        data: content hash of the histories, or None where none were read.
+        updates: at which the checkpoint was selected, or None.
+        minutes: it took: training and evaluation.
+        extra: further numbers of this variant, such as attention shares.
+    """
+
+    variant: str
+    seed: int
+    settings: str
+    commit: str
+    splits: dict[str, SplitResult]
+    data: str | None = None
+    updates: int | None = None
+    minutes: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def result_file(study: str, folder: Path = FOLDER) -> Path:
+    """Where a study's result lies."""
+    return folder / f"{study}.json"
+
+
+def read_runs(study: str, folder: Path = FOLDER) -> list[Run]:
+    """The runs of a study so far; none where there is no file.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    path = result_file(study, folder)
+    if not path.exists():
+        return []
+    values = read_json(path, remedy=REMEDY)
+    try:
+        if values["format_version"] != FORMAT_VERSION:
+            raise KeyError(f"format version {values['format_version']}, this code reads {FORMAT_VERSION}")
+        return [
+            Run(**{**run, "splits": {name: SplitResult(**split) for name, split in run["splits"].items()}})
+            for run in values["runs"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} lacks or misnames a field ({error}); {REMEDY}") from error
+
+
+def all_runs(folder: Path = FOLDER) -> dict[str, Run]:
+    """Every committed run of every study, by its settings."""
+    return {run.settings: run for path in sorted(folder.glob("*.json")) for run in read_runs(path.stem, folder)}
+
+
+def add_run(study: str, run: Run, order: Iterable[str], folder: Path = FOLDER) -> None:
+    """Puts a run into its study's file, in the place of an older one of the same variant and seed.
+
+    Args:
+        study: name of the study.
+        run: what to add.
+        order: names of the study's variants; runs of variants that are gone are dropped.
+        folder: of results.
+    """
+    path = result_file(study, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    places = {name: number for number, name in enumerate(order)}
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        runs = [old for old in read_runs(study, folder) if (old.variant, old.seed) != (run.variant, run.seed)]
+        kept = sorted(
+            (each for each in [*runs, run] if each.variant in places),
+            key=lambda each: (places[each.variant], each.seed),
+        )
+        write_json(
+            path, {"format_version": FORMAT_VERSION, "study": study, "runs": [_rounded(asdict(each)) for each in kept]}
+        )

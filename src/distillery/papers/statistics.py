@@ -1,0 +1,216 @@
+"""Numbers of a study: levels with intervals over training seeds and tasks, differences, and verdicts.
+
+Levels are means, and interquartile means (Agarwal et al., Deep RL at the Edge of the Statistical Precipice, 2021,
+arXiv 2108.13264). Intervals are 95 % percentile bootstraps by `scipy.stats.bootstrap`, stratified by task: the
+training seeds of each task are resampled, as that paper does. With one seed there is no such spread, and tasks are
+resampled.
+
+Letters: S training seeds, K tasks, N episodes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from distillery.papers.results import Run
+from distillery.papers.study import Check, Study
+
+NUM_RESAMPLES = 2000
+WINDOW = 10
+HOLDS, IN_PART, DOES_NOT, NOT_RUN = "holds", "holds in part", "does not", "not run yet"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: the mean.
+        low: of the interval.
+        high: of the interval.
+        iqm: interquartile mean.
+        num_seeds: training seeds it rests on.
+        num_tasks: tasks it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    iqm: float
+    num_seeds: int
+    num_tasks: int
+
+    def text(self, decimals: int = 2) -> str:
+        """Number and interval in words."""
+        return f"{self.value:.{decimals}f} ({self.low:.{decimals}f} to {self.high:.{decimals}f})"
+
+
+def _samples(scores: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What is resampled on its own: the seeds of each task, or all tasks of the only seed."""
+    return tuple(scores.T) if len(scores) > 1 else (scores[0],)
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
+    result = stats.bootstrap(
+        samples, statistic, n_resamples=NUM_RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=200
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S, K) scores, stratified by task; over tasks where S is 1."""
+    if scores.size == 1:
+        return float(scores.mean()), float(scores.mean())
+
+    def mean(*parts: np.ndarray, axis: int) -> np.ndarray:
+        return np.concatenate(parts, axis).mean(axis)
+
+    return _bootstrap(_samples(scores), mean)
+
+
+def scores_of(
+    runs: Sequence[Run], metric: str, split: str, ends: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """(S, K) scores of one variant's runs.
+
+    Args:
+        runs: of the variant, one a seed.
+        metric: `final`, `first`, `gain` or `normalised`.
+        split: of the tasks.
+        ends: for `normalised`: the returns that count as 0 and 1, `random` and `source`, each a number per task mean.
+
+    Raises:
+        ValueError: a run lacks the split.
+    """
+    rows = []
+    for run in runs:
+        if split not in run.splits:
+            raise ValueError(f"run {run.variant}/{run.seed} was not evaluated on the split '{split}'; run it again")
+        result = run.splits[split]
+        first, final = np.array(result.first), np.array(result.final)
+        if metric == "normalised":
+            assert ends is not None
+            rows.append((final - ends["random"].mean()) / (ends["source"].mean() - ends["random"].mean()))
+        else:
+            rows.append({"final": final, "first": first, "gain": final - first}[metric])
+    return np.stack(rows)
+
+
+def level(scores: np.ndarray) -> Level:
+    """Mean, interval and interquartile mean of (S, K) scores."""
+    low, high = interval(scores)
+    return Level(
+        float(scores.mean()), low, high, float(stats.trim_mean(scores.ravel(), 0.25)), scores.shape[0], scores.shape[1]
+    )
+
+
+def episodes_to(curve: np.ndarray, target: float) -> int | None:
+    """First episode e, counted from 1, whose episodes e to e + 9 average at least `target`."""
+    if len(curve) < WINDOW:
+        return None
+    averages = np.convolve(curve, np.full(WINDOW, 1 / WINDOW), "valid")
+    reached = np.flatnonzero(averages >= target - 1e-9)
+    return int(reached[0]) + 1 if len(reached) else None
+
+
+class StudyNumbers:
+    """The runs of a study, asked for levels.
+
+    Args:
+        study: what was run.
+        runs: what there is of it.
+    """
+
+    def __init__(self, study: Study, runs: Sequence[Run]) -> None:
+        self.study = study
+        self._runs = {name: [run for run in runs if run.variant == name] for name in study.variants}
+
+    def has(self, variant: str, split: str = "held_out") -> bool:
+        """Whether the variant has runs on the split."""
+        return any(split in run.splits for run in self._runs[variant])
+
+    def runs(self, variant: str) -> list[Run]:
+        """The runs of one variant, one a seed."""
+        return self._runs[variant]
+
+    def scores(self, variant: str, *, metric: str | None = None, split: str = "held_out") -> np.ndarray:
+        """(S, K) scores; see `scores_of`."""
+        metric = metric or self.study.metric
+        ends = None
+        if metric == "normalised":
+            ends = {end: scores_of(self._runs[end], "final", split) for end in ("random", "source")}
+        runs = [run for run in self._runs[variant] if split in run.splits]
+        return scores_of(runs, metric, split, ends)
+
+    def level(self, variant: str, *, metric: str | None = None, split: str = "held_out") -> Level:
+        """The level of one variant."""
+        return level(self.scores(variant, metric=metric, split=split))
+
+    def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
+        """(S, N) mean return of every episode, a row for each seed."""
+        return np.array([run.splits[split].curve for run in self._runs[variant] if split in run.splits])
+
+    def episodes_to_level(self, variant: str, split: str = "held_out") -> int | None:
+        """Episodes until the mean curve reaches the study's published level."""
+        if self.study.level is None:
+            return None
+        return episodes_to(self.curve(variant, split).mean(0), self.study.level)
+
+    def failures(self, variant: str, split: str = "held_out") -> list[tuple[int, float, float]]:
+        """Task, mean final return over seeds, and share of failed lifetimes, worst first."""
+        results = [run.splits[split] for run in self._runs[variant]]
+        final = np.mean([result.final for result in results], 0)
+        failed = np.mean([result.failed for result in results], 0)
+        oracle = np.array(results[0].oracle)
+        order = np.argsort(final / oracle, kind="stable")
+        return [(results[0].task_ids[i], float(final[i]), float(failed[i])) for i in order]
+
+    def check(self, check: Check) -> tuple[bool | None, str]:
+        """Whether a check is met, None where its runs are missing, and the numbers in words."""
+        names = [check.variant] if check.worse is None else [check.variant, check.worse]
+        if not all(self.has(name, check.split) for name in names):
+            return None, NOT_RUN
+        asked: dict[str, Any] = {"metric": check.metric, "split": check.split}
+        if check.metric == "episodes_to":
+            reached = self.episodes_to_level(check.variant, check.split)
+            assert check.at_most is not None
+            return reached is not None and reached <= check.at_most, f"{reached}"
+        own = self.level(check.variant, **asked)
+        if check.worse is None:
+            met = (check.at_least is None or own.value >= check.at_least) and (
+                check.at_most is None or own.value <= check.at_most
+            )
+            return met, own.text()
+        other = self.level(check.worse, **asked)
+        low, high = difference(self.scores(check.variant, **asked), self.scores(check.worse, **asked))
+        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
+        return low > check.margin, text
+
+    def verdict(self) -> str:
+        """`HOLDS`, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
+        met = [self.check(check)[0] for check in self.study.checks]
+        if not met or all(one is None for one in met):
+            return NOT_RUN
+        if all(one is True for one in met):
+            return HOLDS
+        return IN_PART if any(one is True for one in met) else DOES_NOT
+
+
+def difference(better: np.ndarray, worse: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores; see `interval`.
+
+    Where both have one seed on the same tasks, the difference is taken task by task, so that the tasks' own spread
+    drops out.
+    """
+    if better.shape == worse.shape and len(better) == 1:
+        return interval(better - worse)
+    first, second = _samples(better), _samples(worse)
+
+    def mean(*parts: np.ndarray, axis: int) -> np.ndarray:
+        one, two = parts[: len(first)], parts[len(first) :]
+        return np.concatenate(one, axis).mean(axis) - np.concatenate(two, axis).mean(axis)
+
+    return _bootstrap((*first, *second), mean)

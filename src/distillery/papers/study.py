@@ -1,0 +1,159 @@
+"""What a study is: variants of one experiment, run over seeds, and the claim that they test.
+
+A study is one file, ``conf/papers/<paper>/<study>.yaml``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent.parent / "conf" / "papers"
+METRICS = ("final", "first", "gain", "normalised", "episodes_to")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One agent under one set of changes.
+
+    Attributes:
+        name: inside the study.
+        label: for people.
+        agent: `ad`, `ed`, ... (see ``conf/config.yaml``), or `source`, `random`, `oracle`.
+        overrides: of the study's composition, as on a Hydra command line.
+        x: place on the axis of a study over one quantity.
+        published: what the paper reports for the study's metric.
+        published_curve: pairs of episode and return read off the paper's figure.
+        num_seeds: training seeds, where they are not the study's.
+        experiment: in ``conf/experiment/``, where it is not the study's.
+    """
+
+    name: str
+    label: str
+    agent: str = "ad"
+    overrides: tuple[str, ...] = ()
+    x: float | None = None
+    published: float | None = None
+    published_curve: tuple[tuple[float, float], ...] = ()
+    num_seeds: int | None = None
+    experiment: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a claim, true or false of the numbers.
+
+    With `worse`, the 95 % interval of the difference between two variants must lie above `margin`; otherwise the
+    variant's own metric must reach `at_least`, or stay under `at_most`.
+
+    Attributes:
+        text: what is checked, in words.
+        variant: the one it is about.
+        worse: the one it is held against.
+        margin: least difference.
+        at_least: least value.
+        at_most: largest value.
+        metric: one of `METRICS`; None is the study's.
+        split: of the tasks.
+    """
+
+    text: str
+    variant: str
+    worse: str | None = None
+    margin: float = 0.0
+    at_least: float | None = None
+    at_most: float | None = None
+    metric: str | None = None
+    split: str = "held_out"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A published figure or table, and how ours is made.
+
+    Attributes:
+        name: also of its result's file.
+        paper: folder of the paper it belongs to.
+        title: for people.
+        claim: what the paper says.
+        source: figure or table of the paper.
+        experiment: in ``conf/experiment/``, what all variants start from.
+        overrides: of that experiment, for all variants.
+        num_seeds: training seeds of each variant.
+        variants: what is compared.
+        checks: what the claim comes to.
+        metric: what is compared; one of `METRICS`.
+        axis: name of the quantity, for a study over one; None draws returns per episode.
+        splits: of the tasks that are shown; the first is checked unless a check says otherwise.
+        level: the published end level, whose first reaching is counted in episodes.
+        gathered_as: the experiment's name among all metrics of the report; None is not gathered.
+        note: how ours differs from the published setting.
+    """
+
+    name: str
+    paper: str
+    title: str
+    claim: str
+    source: str
+    experiment: str
+    variants: Mapping[str, Variant]
+    overrides: tuple[str, ...] = ()
+    num_seeds: int = 1
+    checks: tuple[Check, ...] = ()
+    metric: str = "final"
+    axis: str | None = None
+    splits: tuple[str, ...] = ("held_out",)
+    level: float | None = None
+    gathered_as: str | None = None
+    note: str = ""
+    order: int = field(default=100, compare=False)
+
+    def __post_init__(self) -> None:
+        for metric in (self.metric, *(check.metric for check in self.checks)):
+            if metric is not None and metric not in METRICS:
+                raise ValueError(f"study '{self.name}': a metric is one of {', '.join(METRICS)}, got {metric!r}")
+        for check in self.checks:
+            for name in (check.variant, check.worse):
+                if name is not None and name not in self.variants:
+                    raise ValueError(f"study '{self.name}': a check names '{name}', which is no variant of it")
+
+    def seeds(self, variant: Variant) -> range:
+        """Training seeds of a variant; what does not train is run once."""
+        return range(self.num_seeds if variant.num_seeds is None else variant.num_seeds)
+
+
+def study_names(folder: Path = FOLDER) -> list[str]:
+    """All studies, in the order of the page."""
+    studies = [load_study(path.stem, folder) for path in sorted(folder.glob("*/*.yaml"))]
+    return [study.name for study in sorted(studies, key=lambda study: (study.order, study.name))]
+
+
+def load_study(name: str, folder: Path = FOLDER) -> Study:
+    """Reads one study.
+
+    Raises:
+        ValueError: there is none of that name, or its file is wrong.
+    """
+    paths = {path.stem: path for path in folder.glob("*/*.yaml")}
+    if name not in paths:
+        raise ValueError(f"there is no study '{name}'; there are {', '.join(sorted(paths))}")
+    values: dict[str, Any] = yaml.safe_load(paths[name].read_text())
+    try:
+        variants = {key: _variant(key, settings or {}) for key, settings in values.pop("variants").items()}
+        checks = tuple(Check(**check) for check in values.pop("checks", ()))
+        unknown = set(values) - {item.name for item in fields(Study)}
+        if unknown:
+            raise TypeError(f"unknown keys {', '.join(sorted(unknown))}")
+        values |= {key: tuple(values[key]) for key in ("overrides", "splits") if key in values}
+        return Study(name=name, paper=paths[name].parent.name, variants=variants, checks=checks, **values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{paths[name]} is no study: {error}") from error
+
+
+def _variant(name: str, settings: Mapping[str, Any]) -> Variant:
+    values = {"label": name, **settings}
+    values["overrides"] = tuple(values.get("overrides", ()))
+    values["published_curve"] = tuple((float(x), float(y)) for x, y in values.get("published_curve", ()))
+    return Variant(name=name, **values)

@@ -1,0 +1,166 @@
+"""Figures of studies: returns per episode, or a level over one quantity, ours beside the published numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from distillery.reports.style import FAINT, PUBLISHED_COLOUR, RC, agent_style
+
+_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#7a5195",
+    "#8a8f98",
+    "#22272e",
+    "#b58900",
+)
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One variant's return per episode.
+
+    Attributes:
+        label: for people.
+        agent: decides the colour where no other line of the figure has the same agent.
+        mean: (N,) over seeds and tasks.
+        low: (N,) of the band over seeds; equal to `mean` where there is one seed.
+        high: (N,) of the band.
+        published: pairs of episode and return.
+    """
+
+    label: str
+    agent: str
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    published: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One variant's level.
+
+    Attributes:
+        label: for people.
+        x: place on the axis; None puts the points side by side in their order.
+        value: the level.
+        low: of its interval.
+        high: of its interval.
+        published: what the paper reports, or None.
+    """
+
+    label: str
+    x: float | None
+    value: float
+    low: float
+    high: float
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepLine:
+    """The levels of one split or one family of variants."""
+
+    label: str
+    points: Sequence[SweepPoint] = field(default_factory=tuple)
+
+
+def _colours(lines: Sequence[CurveLine]) -> list[str]:
+    agents = [line.agent for line in lines]
+    if len(set(agents)) == len(agents):
+        return [agent_style(agent, agents).colour for agent in agents]
+    return [_PALETTE[number % len(_PALETTE)] for number in range(len(lines))]
+
+
+@matplotlib.rc_context(RC)
+def curves_figure(lines: Sequence[CurveLine], *, ylabel: str = "return of the episode", level: float | None) -> Figure:
+    """Return per episode, one line a variant, with the published points in the same colour.
+
+    Args:
+        lines: at least one.
+        ylabel: of the axis.
+        level: the published end level, drawn across.
+    """
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    longest = 1.0
+    for line, colour in zip(lines, _colours(lines), strict=True):
+        episodes = np.arange(1, len(line.mean) + 1)
+        axes.plot(episodes, line.mean, color=colour, label=line.label)
+        axes.fill_between(episodes, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+        longest = max(longest, len(line.mean))
+        if line.published:
+            x, y = zip(*line.published, strict=True)
+            axes.plot(x, y, color=colour, linestyle=":", marker="o", markersize=4, linewidth=1)
+            longest = max(longest, *x)
+    if any(line.published for line in lines):
+        axes.plot([], [], color=FAINT, linestyle=":", marker="o", markersize=4, label="as published")
+    if level is not None:
+        axes.axhline(
+            level, color=PUBLISHED_COLOUR, linewidth=1, linestyle=(0, (1, 1.5)), label=f"published end: {level:g}"
+        )
+    _episode_axis(axes, longest)
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _episode_axis(axes: Axes, longest: float) -> None:
+    axes.set(xscale="log", xlim=(1, longest * 1.04), xlabel="episode in the lifetime")
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if tick <= longest]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+
+
+@matplotlib.rc_context(RC)
+def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Figure:
+    """Levels with intervals over one quantity, or side by side, with the published ones as rings."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    first = lines[0].points
+    numeric = all(point.x is not None for line in lines for point in line.points)
+    for line, colour in zip(lines, _PALETTE, strict=False):
+        places = [point.x if numeric and point.x is not None else number for number, point in enumerate(line.points)]
+        values = np.array([point.value for point in line.points])
+        errors = np.array([[p.value - p.low for p in line.points], [p.high - p.value for p in line.points]])
+        axes.errorbar(
+            places,
+            values,
+            np.clip(errors, 0, None),
+            color=colour,
+            marker="o",
+            capsize=3,
+            linestyle="-" if numeric else "none",
+            label=line.label,
+        )
+    published = [(number if not numeric else point.x, point.published) for number, point in enumerate(first)]
+    told = [(x, y) for x, y in published if y is not None]
+    if told:
+        x, y = zip(*told, strict=True)
+        style = ":" if numeric else "none"
+        axes.plot(
+            x, y, color=PUBLISHED_COLOUR, marker="o", markerfacecolor="none", linestyle=style, label="as published"
+        )
+    if numeric:
+        places = [point.x for point in first if point.x is not None]
+        if min(places) > 0 and max(places) / min(places) >= 8:
+            axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(places))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        axes.set_xticks(range(len(first)), [point.label for point in first])
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    return figure

@@ -1,0 +1,125 @@
+"""Two results beside each other: levels with intervals, their difference, and a verdict.
+
+python -m distillery.stages.compare dark_room/ad dark_room/ed                 two evaluations of the pipeline
+python -m distillery.stages.compare context_size/c200 context_size/c20        two variants of a study
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from distillery.evaluation.metrics import FINAL_EPISODES
+from distillery.evaluation.storage import LIFETIMES_FILE
+from distillery.papers.results import FOLDER as RESULTS
+from distillery.papers.results import read_runs
+from distillery.papers.statistics import difference, level, scores_of
+
+EVALUATIONS = Path("data", "evaluations")
+MEASURES = {"final": "return at the end", "first": "return in the first episode", "mean": "mean over the lifetime"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is compared.
+
+    Attributes:
+        name: as given.
+        scores: by measure, (S, K): training seeds by tasks.
+        task_ids: (K,) of the tasks.
+    """
+
+    name: str
+    scores: dict[str, np.ndarray]
+    task_ids: tuple[int, ...]
+
+
+def read_result(name: str, split: str) -> Result:
+    """A variant of a study, ``study/variant``, or an evaluation, ``experiment/agent``.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    first, _, last = name.partition("/")
+    runs = [run for run in read_runs(first) if run.variant == last and split in run.splits]
+    if runs:
+        tasks = tuple(runs[0].splits[split].task_ids)
+        return Result(name, {measure: scores_of(runs, measure, split) for measure in ("first", "final")}, tasks)
+    path = EVALUATIONS / first / last / LIFETIMES_FILE
+    if not last or not path.is_file():
+        there = sorted(
+            {f"{folder.parent.name}/{folder.name}" for folder in EVALUATIONS.glob("*/*") if folder.is_dir()}
+        )
+        there += [
+            f"{file.stem}/{run.variant}" for file in sorted(RESULTS.glob("*.json")) for run in read_runs(file.stem)
+        ]
+        raise ValueError(
+            f"there is no result '{name}' on the split '{split}'; there are "
+            f"{', '.join(dict.fromkeys(there)) or 'none'}"
+        )
+    rows = pl.read_parquet(path).filter(pl.col("split") == split).sort("task_id", "seed", "episode")
+    if rows.is_empty():
+        raise ValueError(f"'{name}' was not evaluated on the split '{split}'")
+    tasks = tuple(rows["task_id"].unique(maintain_order=True).to_list())
+    returns = rows["return"].to_numpy().reshape(len(tasks), -1, rows["episode"].n_unique())
+    scores = {
+        "first": returns[..., 0].mean(1)[None],
+        "final": returns[..., -FINAL_EPISODES:].mean((1, 2))[None],
+        "mean": returns.mean((1, 2))[None],
+    }
+    return Result(name, scores, tasks)
+
+
+def verdict(one: Result, other: Result, low: float, high: float) -> str:
+    """Who is better, as far as the interval of the difference tells."""
+    if low > 0:
+        return f"{one.name} is better"
+    if high < 0:
+        return f"{other.name} is better"
+    return "no difference shown"
+
+
+def compare(one: Result, other: Result) -> Table:
+    """One row per measure that both have."""
+    table = Table("measure", one.name, other.name, "difference (95 %)", "verdict", box=None)
+    for measure in MEASURES:
+        if measure in one.scores and measure in other.scores:
+            a, b = one.scores[measure], other.scores[measure]
+            low, high = difference(a, b)
+            table.add_row(
+                MEASURES[measure],
+                level(a).text(3),
+                level(b).text(3),
+                f"{a.mean() - b.mean():+.3f} ({low:+.3f} to {high:+.3f})",
+                verdict(one, other, low, high),
+            )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("one", help="study/variant or experiment/agent")
+    parser.add_argument("other", help="the same")
+    parser.add_argument("--split", default="held_out", help="of the tasks (default: held_out)")
+    options = parser.parse_args(arguments)
+    try:
+        one, other = (read_result(name, options.split) for name in (options.one, options.other))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    Console().print(compare(one, other))
+    for result in (one, other):
+        num_seeds, num_tasks = result.scores["final"].shape
+        print(f"{result.name}: {num_seeds} training seed(s), {num_tasks} tasks of the split {options.split}")
+    if one.task_ids != other.task_ids:
+        print("note: the two were evaluated on different tasks, so part of the difference may be theirs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""Runs studies of published results, and draws the page that puts them beside ours.
+
+python -m distillery.stages.paper                     every study, then the page
+python -m distillery.stages.paper context_size        one of them, then the page
+python -m distillery.stages.paper --page              the page alone, from the committed results
+python -m distillery.stages.paper --list              what there is, and what is left to run
+
+Every finished run is written at once to ``data/results/<study>.json``; stopped at any time, the next call goes on
+with what is left. Histories and checkpoints lie under ``data/histories/study`` and ``models/study``, named by a hash
+of what made them, so that studies share whatever is equal.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import polars as pl
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from distillery.core.protocols import TaskDistribution
+from distillery.evaluation.metrics import FINAL_EPISODES
+from distillery.evaluation.storage import LIFETIMES_FILE
+from distillery.histories.format import METADATA_FILE, Metadata
+from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
+from distillery.papers.study import Study, Variant, load_study, study_names
+from distillery.stages.baselines import BASELINES, write_baselines
+from distillery.stages.collect import collect
+from distillery.stages.entry import (
+    agent_settings,
+    build,
+    checkpoint_folder,
+    evaluation_folder,
+    histories_folder,
+    plain,
+)
+from distillery.stages.evaluate import evaluate
+from distillery.stages.paper_page import write_page
+from distillery.stages.resolve import check
+from distillery.stages.train import train
+from distillery.tracking.provenance import provenance_tags
+from distillery.training.checkpoints import read_checkpoint_info
+
+logger = logging.getLogger(__name__)
+
+# How something runs or is called; the rest of a configuration decides what comes out.
+_DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
+# The histories of all seeds of a study are the same: what is asked is how trainings vary.
+DATASET_SEED = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run to be made.
+
+    Attributes:
+        study: its name.
+        variant: its name.
+        seed: of training and evaluation.
+        config: composed, plain.
+        settings: hash of what decides the result.
+    """
+
+    study: str
+    variant: str
+    seed: int
+    config: dict[str, Any]
+    settings: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.study}/{self.variant} seed {self.seed}"
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hex digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of one run; what is shared is named by what it depends on.
+
+    Raises:
+        ValueError: an override names nothing that exists.
+    """
+    is_baseline = variant.agent in BASELINES
+    overrides = [
+        f"experiment={variant.experiment or study.experiment}",
+        *study.overrides,
+        *variant.overrides,
+        *extra,
+        f"seed={seed}",
+        f"agent={'ad' if is_baseline else variant.agent}",
+    ]
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_module("distillery.conf", version_base="1.3"):
+            config = compose("config", overrides)
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(f"study '{study.name}', variant '{variant.name}' cannot be composed: {text}") from error
+    histories = digest(plain(config.tasks), plain(config.sources), plain(config.histories.collection))
+    family = config.tasks["_target_"].split(".")[-2]
+    config.dataset = f"study/{family}-{config.sources['_target_'].split('.')[-2]}-{histories}"
+    reads = None if is_baseline else agent_settings(config).histories
+    training = digest(
+        None if reads is None else histories,
+        plain(config.tasks),
+        plain(config.models),
+        plain(config.training),
+        plain(config.histories.contexts),
+        plain(agent_settings(config)),
+        seed,
+    )
+    config.checkpoint = f"study/{family}-{training}"
+    config.name = f"study/{study.name}/{variant.name}/{seed}"
+    return plain(config)
+
+
+def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> Unit:
+    """What is to be run for one seed of a variant."""
+    config = compose_variant(study, variant, seed, extra)
+    is_baseline = variant.agent in BASELINES
+    decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
+    decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
+    if is_baseline:
+        decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}
+    return Unit(study.name, variant.name, seed, config, digest(variant.agent, decides))
+
+
+def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
+    """All runs of a study, first seeds first, so that a stopped study has something of everything."""
+    units = [
+        unit_of(study, variant, seed, extra) for variant in study.variants.values() for seed in study.seeds(variant)
+    ]
+    return sorted(units, key=lambda unit: unit.seed)
+
+
+@contextlib.contextmanager
+def _made_once(folder: Path, proof: str) -> Iterator[bool]:
+    """Whether `folder` is still to be made; other processes that need it wait until it is."""
+    lock = Path(".scratch", "locks", f"{digest(str(folder))}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
+        yield not (folder / proof).is_file()
+
+
+def run_unit(unit: Unit, agent: str) -> Run:
+    """Collects, trains and evaluates what one run needs and is not there yet."""
+    config = OmegaConf.create(unit.config)
+    OmegaConf.set_struct(config, True)
+    check(config)
+    begin = time.perf_counter()
+    facts: dict[str, Any] = {}
+    if agent in BASELINES:
+        write_baselines(config, [agent])
+    else:
+        facts = _trained(config)
+        evaluate(config)
+    return Run(
+        variant=unit.variant,
+        seed=unit.seed,
+        settings=unit.settings,
+        commit=_commit(),
+        splits=_splits(evaluation_folder(config, agent), config),
+        minutes=round((time.perf_counter() - begin) / 60, 2),
+        **facts,
+    )
+
+
+def _commit() -> str:
+    """The commit of the code, marked where sources differ from it."""
+    tags = provenance_tags()
+    changed = "+" if tags.get("git.dirty") == "true" else ""
+    return f"{tags.get('git.commit', 'unknown')[:10]}{changed}"
+
+
+def _trained(config: DictConfig) -> dict[str, Any]:
+    """Makes sure of the histories and the checkpoint; returns what a run tells of them."""
+    facts: dict[str, Any] = {}
+    kind = agent_settings(config).histories
+    if kind is not None:
+        folder = histories_folder(config, kind)
+        with _made_once(folder, METADATA_FILE) as needed:
+            if needed:
+                own = OmegaConf.merge(config, {"seed": DATASET_SEED})
+                assert isinstance(own, DictConfig)
+                collect(own)
+        facts["data"] = Metadata.read(folder).content_hash[:16]
+    checkpoint = checkpoint_folder(config, config.agent)
+    with _made_once(checkpoint, "model.json") as needed:
+        if needed:
+            train(config)
+    facts["updates"] = read_checkpoint_info(checkpoint).training["selected_update"]
+    return facts
+
+
+def _splits(folder: Path, config: DictConfig) -> dict[str, SplitResult]:
+    """What an evaluation on disk comes to, task by task."""
+    tasks: TaskDistribution = build(config.tasks)
+    oracle = tasks.oracle_returns()
+    frame = pl.read_parquet(folder / LIFETIMES_FILE)
+    splits = {}
+    for split in frame["split"].unique(maintain_order=True):
+        rows = frame.filter(pl.col("split") == split).sort("task_id", "seed", "episode")
+        num_tasks, num_episodes = rows["task_id"].n_unique(), rows["episode"].n_unique()
+        returns = rows["return"].to_numpy().astype(np.float64).reshape(num_tasks, -1, num_episodes)  # (K, seeds, N)
+        ids = rows["task_id"].unique(maintain_order=True).to_numpy()
+        final = returns[..., -FINAL_EPISODES:].mean(-1)  # (K, seeds)
+        splits[split] = SplitResult(
+            curve=returns.mean((0, 1)).tolist(),
+            task_ids=ids.tolist(),
+            first=returns[..., 0].mean(1).tolist(),
+            final=final.mean(1).tolist(),
+            oracle=oracle[ids].tolist(),
+            failed=(final < 0.5 * oracle[ids][:, None]).mean(1).tolist(),
+        )
+    return splits
+
+
+def _start_worker(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    logging.basicConfig(level=logging.WARNING)
+
+
+def _run_quietly(unit: Unit, agent: str) -> Run:
+    """What a worker process does: the stages' own lines would mix with those of other workers."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run_unit(unit, agent)
+
+
+def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int, extra: Sequence[str]) -> int:
+    """Runs whatever is missing; returns the number of runs that failed."""
+    console = Console()
+    done = all_runs()
+    left: list[Unit] = []
+    for study in studies:
+        for unit in units_of(study, extra):
+            own = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
+            if own.get((unit.variant, unit.seed)) == unit.settings:
+                continue
+            if unit.settings in done:
+                same = done[unit.settings]
+                values = vars(same) | {"variant": unit.variant, "seed": unit.seed}
+                add_run(study.name, Run(**values), study.variants)
+            else:
+                left.append(unit)
+    console.print(f"{len(left)} runs to make, {num_workers} at a time")
+    by_name = {study.name: study for study in studies}
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads,)) as pool:
+        futures: dict[Future[Run], Unit] = {}
+        for unit in left:
+            agent = by_name[unit.study].variants[unit.variant].agent
+            futures[pool.submit(_run_quietly, unit, agent)] = unit
+        for number, future in enumerate(as_completed(futures), start=1):
+            unit = futures[future]
+            try:
+                run = future.result()
+            except (ValueError, OSError, FloatingPointError) as error:
+                failed += 1
+                console.print(f"[{number}/{len(left)}] {unit.label} failed: {error}", markup=False, highlight=False)
+                continue
+            add_run(unit.study, run, by_name[unit.study].variants)
+            held_out = run.splits["held_out"]
+            console.print(
+                f"[{number}/{len(left)}] {unit.label}: return {held_out.curve[0]:.2f} in the first episode, "
+                f"{np.mean(held_out.final):.2f} at the end ({run.minutes:.1f} min)",
+                markup=False,
+                highlight=False,
+            )
+    return failed
+
+
+def list_studies(studies: Sequence[Study], extra: Sequence[str]) -> None:
+    """Prints every study with what is done and left."""
+    table = Table("study", "what it shows", "runs", "left", box=None)
+    for study in studies:
+        have = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
+        units = units_of(study, extra)
+        left = sum(have.get((unit.variant, unit.seed)) != unit.settings for unit in units)
+        table.add_row(study.name, study.title, str(len(units)), str(left))
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m distillery.stages.paper",
+    )
+    parser.add_argument(
+        "studies", nargs="*", help="names of studies (default: all), then overrides like runtime.device=cuda"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a process each")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--page", action="store_true", help="draw the page alone")
+    parser.add_argument("--list", action="store_true", help="list the studies and what is left to run")
+    options = parser.parse_args(arguments)
+    names = [name for name in options.studies if "=" not in name]
+    extra = [name for name in options.studies if "=" in name]
+    for name in extra:
+        if not name.startswith(("runtime.", "tracking")):
+            sys.exit(
+                f"error: {name} would change a published study's settings; only runtime and tracking can be given"
+            )
+    if options.workers < 1 or options.threads < 1:
+        sys.exit(f"error: --workers and --threads must be at least 1, got {options.workers} and {options.threads}")
+    try:
+        studies = [load_study(name) for name in (names or study_names())]
+        if options.list:
+            list_studies(studies, extra)
+            return
+        failed = 0
+        if not options.page:
+            failed = run_studies(studies, num_workers=options.workers, num_threads=options.threads, extra=extra)
+        page = write_page()
+        print(f"the page: {page}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if failed:
+        sys.exit(f"error: {failed} runs failed; the command tries them again")
+
+
+if __name__ == "__main__":
+    main()
