@@ -9,6 +9,7 @@ Letters: B batch, E parallel environments or learners, L lifetimes, N episodes, 
 observation, K numbers of an action; ``[, K]`` is absent where an action is one whole number.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +83,19 @@ class Context:
     targets: Tensor | None = None
     weights: Tensor | None = None
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "Context":
+        """The same context with every part changed alike."""
+        return Context(
+            change(self.observations),
+            change(self.actions),
+            change(self.rewards),
+            None if self.targets is None else change(self.targets),
+            None if self.weights is None else change(self.weights),
+        )
+
     def to(self, device: torch.device | str) -> "Context":
         """The same context on another device."""
-        moved = {
-            name: None if value is None else value.to(device, non_blocking=True) for name, value in vars(self).items()
-        }
-        return Context(**moved)
+        return self.apply(lambda part: part.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,9 @@ class TaskSpec:
         """
         if not self.is_discrete:
             raise ValueError(f"observations must be whole numbers here, but they are {self.observation}")
-        return tuple(size for space in self.observation.values() if isinstance(space, Discrete) for size in space.sizes)
+        return tuple(
+            size for space in self.observation.values() if isinstance(space, Discrete) for size in space.sizes
+        )
 
     def stretches(self) -> dict[str, slice]:
         """Where each part of an observation lies in its row."""

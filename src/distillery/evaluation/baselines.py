@@ -3,6 +3,8 @@
 Letters: E environments (a lifetime each), N episodes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -10,9 +12,11 @@ from distillery.core.protocols import Source, TaskDistribution
 from distillery.core.records import EpisodeBatch, Lifetimes
 from distillery.core.rollouts import play_episode, random_actions
 from distillery.core.seeding import stream_seed, torch_generator
+from distillery.core.specs import TaskSpec
+from distillery.evaluation.in_context import keeps_observations
 
 
-def _lifetimes(task_ids: np.ndarray, num_seeds: int, episodes: list[EpisodeBatch]) -> Lifetimes:
+def _lifetimes(task_ids: np.ndarray, num_seeds: int, episodes: list[EpisodeBatch], spec: TaskSpec) -> Lifetimes:
     def stack(name: str) -> np.ndarray:
         return torch.stack([getattr(batch, name) for batch in episodes], 1).cpu().numpy()
 
@@ -20,10 +24,15 @@ def _lifetimes(task_ids: np.ndarray, num_seeds: int, episodes: list[EpisodeBatch
         task_ids=np.repeat(np.asarray(task_ids), num_seeds),
         seeds=np.tile(np.arange(num_seeds), len(task_ids)),
         returns=stack("returns"),
-        observations=stack("observations"),
+        observations=stack("observations") if keeps_observations(spec) else None,
         actions=stack("actions"),
         num_steps=stack("num_steps"),
     )
+
+
+def _kept(episode: EpisodeBatch, spec: TaskSpec) -> EpisodeBatch:
+    """The episode, without observations that no lifetime holds: those of images would fill the memory."""
+    return episode if keeps_observations(spec) else replace(episode, observations=episode.observations[..., :0])
 
 
 def run_source(
@@ -39,8 +48,8 @@ def run_source(
     episodes = []
     for _ in range(num_episodes):
         batch = learners.episode()
-        episodes.append(batch.select(slice(None, None, stride)))
-    return _lifetimes(task_ids, num_seeds, episodes)
+        episodes.append(_kept(batch.select(slice(None, None, stride)), tasks.spec))
+    return _lifetimes(task_ids, num_seeds, episodes, tasks.spec)
 
 
 def run_random(
@@ -54,7 +63,8 @@ def run_random(
     def choose(step: int, observations: torch.Tensor) -> torch.Tensor:
         return random_actions(batch, generator)
 
-    return _lifetimes(task_ids, num_seeds, [play_episode(batch, choose) for _ in range(num_episodes)])
+    episodes = [_kept(play_episode(batch, choose), tasks.spec) for _ in range(num_episodes)]
+    return _lifetimes(task_ids, num_seeds, episodes, tasks.spec)
 
 
 def run_oracle(
@@ -67,5 +77,8 @@ def run_oracle(
     """
     ids = np.repeat(np.asarray(task_ids), num_seeds)
     batch = tasks.batch(ids, seed=stream_seed(seed, "oracle"))
-    episodes = [play_episode(batch, lambda step, observations: batch.oracle_actions()) for _ in range(num_episodes)]
-    return _lifetimes(task_ids, num_seeds, episodes)
+    episodes = [
+        _kept(play_episode(batch, lambda step, observations: batch.oracle_actions()), tasks.spec)
+        for _ in range(num_episodes)
+    ]
+    return _lifetimes(task_ids, num_seeds, episodes, tasks.spec)

@@ -25,6 +25,11 @@ from distillery.layers.actions import likeliest, sample
 WIDEST_KEPT = 16
 
 
+def keeps_observations(spec: TaskSpec) -> bool:
+    """Whether lifetimes of such tasks hold their observations."""
+    return spec.is_discrete and spec.observation_width <= WIDEST_KEPT
+
+
 def weights_checksum(model: torch.nn.Module) -> str:
     """Hex SHA-256 over all parameters and buffers."""
     digest = hashlib.sha256()
@@ -196,7 +201,7 @@ class LifetimeRecord:
         action_dtype = torch_dtype(spec.action.stored_dtype)
         self._actions = torch.zeros((*steps, *spec.action_shape), dtype=action_dtype, device=device)
         self._observations: Tensor | None = None
-        if spec.is_discrete and spec.observation_width <= WIDEST_KEPT:
+        if keeps_observations(spec):
             row = (*steps, spec.observation_width)
             self._observations = torch.zeros(row, dtype=torch_dtype(spec.stored_dtype), device=device)
 

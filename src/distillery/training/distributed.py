@@ -46,7 +46,7 @@ class Workers:
                 f"multiple of {self.count}"
             )
         part = slice(self.rank, None, self.count)
-        return Context(context.observations[part], context.actions[part], context.rewards[part])
+        return context.apply(lambda values: values[part])
 
     def average_gradients(self, model: nn.Module) -> None:
         """Averages gradients over the processes, all in one message."""
