@@ -109,6 +109,7 @@ def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[s
         f"experiment={variant.experiment or study.experiment}",
         *study.overrides,
         *variant.overrides,
+        "runtime.progress=false",  # bars of several workers would overwrite each other
         *extra,
         f"seed={seed}",
         f"agent={'ad' if is_baseline else variant.agent}",
