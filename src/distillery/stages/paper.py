@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -241,7 +242,14 @@ def _splits(folder: Path, config: DictConfig) -> dict[str, SplitResult]:
     return splits
 
 
-def _start_worker(num_threads: int) -> None:
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)  # nobody is left to take the result; what was trained so far is kept
+
+
+def _start_worker(num_threads: int, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     logging.basicConfig(level=logging.WARNING)
@@ -273,7 +281,7 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
     by_name = {study.name: study for study in studies}
     failed = 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads,)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid())) as pool:
         futures: dict[Future[Run], Unit] = {}
         for unit in left:
             agent = by_name[unit.study].variants[unit.variant].agent
