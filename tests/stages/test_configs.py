@@ -33,6 +33,7 @@ COMPANIONS = {
     ("sources", "ucb"): BANDIT,
     ("sources", "thompson"): BANDIT,
     ("training", "rl2"): ["agent=rl2"],
+    ("training", "rl2_bandit"): ["agent=rl2"],
 }
 
 

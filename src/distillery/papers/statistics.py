@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from distillery.papers.results import Run
-from distillery.papers.study import Check, Study
+from distillery.papers.study import EXTRA, Check, Study
 
 NUM_RESAMPLES = 2000
 WINDOW = 10
@@ -78,7 +78,7 @@ def scores_of(
 
     Args:
         runs: of the variant, one a seed.
-        metric: `final`, `first`, `gain` or `normalised`.
+        metric: `final`, `first`, `gain` or `normalised`; or one of the runs' own numbers, K being 1.
         split: of the tasks.
         ends: for `normalised`: the returns that count as 0 and 1, `random` and `source`, each a number per task mean.
 
@@ -89,6 +89,9 @@ def scores_of(
     for run in runs:
         if split not in run.splits:
             raise ValueError(f"run {run.variant}/{run.seed} was not evaluated on the split '{split}'; run it again")
+        if metric.startswith(EXTRA):
+            rows.append(np.array([run.extra[metric.removeprefix(EXTRA)]], dtype=float))
+            continue
         result = run.splits[split]
         first, final = np.array(result.first), np.array(result.final)
         if metric == "normalised":

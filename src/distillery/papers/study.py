@@ -12,6 +12,8 @@ import yaml
 
 FOLDER = Path(__file__).parent.parent / "conf" / "papers"
 METRICS = ("final", "first", "gain", "normalised", "episodes_to")
+# Numbers that a run holds beside its returns are metrics too, called by this and their name.
+EXTRA = "extra."
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Variant:
         published_curve: pairs of episode and return read off the paper's figure.
         num_seeds: training seeds, where they are not the study's.
         experiment: in ``conf/experiment/``, where it is not the study's.
+        attention_at: step of the lifetime at which attention is mapped; None maps none.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Variant:
     published_curve: tuple[tuple[float, float], ...] = ()
     num_seeds: int | None = None
     experiment: str | None = None
+    attention_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ class Study:
 
     def __post_init__(self) -> None:
         for metric in (self.metric, *(check.metric for check in self.checks)):
-            if metric is not None and metric not in METRICS:
-                raise ValueError(f"study '{self.name}': a metric is one of {', '.join(METRICS)}, got {metric!r}")
+            if metric is not None and metric not in METRICS and not metric.startswith(EXTRA):
+                raise ValueError(
+                    f"study '{self.name}': a metric is one of {', '.join(METRICS)}, or {EXTRA}... of a run's own "
+                    f"numbers; got {metric!r}"
+                )
         for check in self.checks:
             for name in (check.variant, check.worse):
                 if name is not None and name not in self.variants:

@@ -164,3 +164,39 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend()
     return figure
+
+
+@dataclass(frozen=True)
+class AttentionPanel:
+    """Attention of one lifetime at one step, over the steps of the window.
+
+    Attributes:
+        title: for people.
+        weights: of each step, oldest first.
+        rewarded: places of steps that tell of a reward.
+        episode_starts: places of episodes' first steps.
+    """
+
+    title: str
+    weights: Sequence[float]
+    rewarded: Sequence[int]
+    episode_starts: Sequence[int]
+
+
+@matplotlib.rc_context(RC)
+def attention_figure(panels: Sequence[AttentionPanel]) -> Figure:
+    """Weights over the window, a panel for each step; episodes' first steps and rewards are marked."""
+    figure = Figure(figsize=(9, 2.2 * len(panels) + 0.4), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        age = np.arange(len(panel.weights)) - len(panel.weights) + 1
+        axes.fill_between(age, panel.weights, step="mid", color=_PALETTE[0], alpha=0.8, linewidth=0)
+        for number, place in enumerate(panel.episode_starts):
+            label = "an episode starts" if number == 0 else None
+            axes.axvline(age[place], color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label=label)
+        top = max(panel.weights) * 1.08
+        places = [age[place] for place in panel.rewarded]
+        axes.plot(places, [top] * len(places), "v", color=_PALETTE[1], markersize=5, label="a reward")
+        axes.set(title=panel.title, xlim=(age[0], age[-1]), ylim=(0, top * 1.05), ylabel="weight")
+    axes.set_xlabel("environment steps before the action")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

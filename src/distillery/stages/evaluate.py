@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from distillery.core.protocols import SequenceModel, Source, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
-from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
+from distillery.evaluation.in_context import weights_checksum
 from distillery.evaluation.prompting import Prompt, prompt_at_fraction
 from distillery.evaluation.storage import write_evaluation
 from distillery.stages.entry import (
@@ -21,6 +21,7 @@ from distillery.stages.entry import (
     histories_folder,
     stage,
 )
+from distillery.stages.evaluated import evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
 from distillery.stages.validate import require_same_tasks
 from distillery.training.checkpoints import load_weights, read_checkpoint_info
@@ -40,19 +41,6 @@ def load_model(folder: Path, tasks: TaskDistribution) -> SequenceModel:
     model: SequenceModel = build(info.architecture, spec=info.spec)
     load_weights(folder, model)
     return model
-
-
-def lifetimes_of(config: DictConfig, split: str) -> InContextEvaluation:
-    """How the lifetimes of a split are run: fewer of each training task, of which there are many."""
-    seeds = {"num_seeds": config.evaluation.train_seeds} if split == "train" else {}
-    evaluation: InContextEvaluation = build(config.evaluation.lifetimes, **seeds)
-    return evaluation
-
-
-def evaluated_tasks(config: DictConfig, tasks: TaskDistribution, split: str) -> np.ndarray:
-    """Task ids of a split, or as many as are asked for, evenly spread over it."""
-    ids, most = tasks.task_ids(split), config.evaluation.max_tasks
-    return ids if most is None or most >= len(ids) else ids[np.arange(most) * len(ids) // most]
 
 
 def prompt_of(

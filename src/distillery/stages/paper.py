@@ -45,6 +45,7 @@ from distillery.evaluation.storage import LIFETIMES_FILE
 from distillery.histories.format import METADATA_FILE, Metadata
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
 from distillery.papers.study import Study, Variant, load_study, study_names
+from distillery.stages.attention import mapped_attention
 from distillery.stages.baselines import BASELINES, write_baselines
 from distillery.stages.collect import collect
 from distillery.stages.entry import (
@@ -149,7 +150,7 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
     if is_baseline:
         decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}
-    return Unit(study.name, variant.name, seed, config, digest(variant.agent, decides))
+    return Unit(study.name, variant.name, seed, config, digest(variant.agent, variant.attention_at, decides))
 
 
 def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
@@ -169,8 +170,9 @@ def _made_once(folder: Path, proof: str) -> Iterator[bool]:
         yield not (folder / proof).is_file()
 
 
-def run_unit(unit: Unit, agent: str) -> Run:
+def run_unit(unit: Unit, variant: Variant) -> Run:
     """Collects, trains and evaluates what one run needs and is not there yet."""
+    agent = variant.agent
     config = OmegaConf.create(unit.config)
     OmegaConf.set_struct(config, True)
     check(config)
@@ -181,6 +183,8 @@ def run_unit(unit: Unit, agent: str) -> Run:
     else:
         facts = _trained(config)
         evaluate(config)
+        if variant.attention_at is not None:
+            facts["extra"] = mapped_attention(config, variant.attention_at)
     return Run(
         variant=unit.variant,
         seed=unit.seed,
@@ -255,10 +259,10 @@ def _start_worker(num_threads: int, parent: int) -> None:
     logging.basicConfig(level=logging.WARNING)
 
 
-def _run_quietly(unit: Unit, agent: str) -> Run:
+def _run_quietly(unit: Unit, variant: Variant) -> Run:
     """What a worker process does: the stages' own lines would mix with those of other workers."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return run_unit(unit, agent)
+        return run_unit(unit, variant)
 
 
 def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int, extra: Sequence[str]) -> int:
@@ -284,8 +288,7 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
     with ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid())) as pool:
         futures: dict[Future[Run], Unit] = {}
         for unit in left:
-            agent = by_name[unit.study].variants[unit.variant].agent
-            futures[pool.submit(_run_quietly, unit, agent)] = unit
+            futures[pool.submit(_run_quietly, unit, by_name[unit.study].variants[unit.variant])] = unit
         for number, future in enumerate(as_completed(futures), start=1):
             unit = futures[future]
             try:

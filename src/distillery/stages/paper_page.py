@@ -10,9 +10,17 @@ from distillery.core.files import whole_file
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
 from distillery.papers.statistics import DOES_NOT, HOLDS, IN_PART, NOT_RUN, StudyNumbers
-from distillery.papers.study import Study, Variant, load_study, study_names
+from distillery.papers.study import EXTRA, Study, Variant, load_study, study_names
 from distillery.reports.page import render_page
-from distillery.reports.study_figures import CurveLine, SweepLine, SweepPoint, curves_figure, sweep_figure
+from distillery.reports.study_figures import (
+    AttentionPanel,
+    CurveLine,
+    SweepLine,
+    SweepPoint,
+    attention_figure,
+    curves_figure,
+    sweep_figure,
+)
 from distillery.reports.style import png_bytes
 from distillery.reports.tables import DASH, rounded
 
@@ -39,6 +47,8 @@ def study_image(numbers: StudyNumbers) -> bytes | None:
     study, variants = numbers.study, shown_variants(numbers)
     if not variants:
         return None
+    if study.metric.startswith(EXTRA):
+        return png_bytes(attention_figure([_panel(numbers, variant) for variant in variants]))
     if study.axis is not None or study.metric == "normalised":
         lines = [
             SweepLine(SPLIT_NAMES.get(split, split), [_point(numbers, variant, split) for variant in variants])
@@ -49,6 +59,22 @@ def study_image(numbers: StudyNumbers) -> bytes | None:
             sweep_figure(lines, xlabel=study.axis or "", ylabel=_METRIC_NAMES.get(study.metric, study.metric))
         )
     return png_bytes(curves_figure([_line(numbers, variant) for variant in variants], level=study.level))
+
+
+def _panel(numbers: StudyNumbers, variant: Variant) -> AttentionPanel:
+    extra = numbers.runs(variant.name)[0].extra
+    return AttentionPanel(variant.label, extra["weights"], extra["rewarded"], extra["episode_starts"])
+
+
+def _extra_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
+    """One row per variant with every number of its runs that is no list."""
+    rows = []
+    for variant in shown_variants(numbers):
+        extra = numbers.runs(variant.name)[0].extra
+        names = [name for name, value in extra.items() if isinstance(value, float)]
+        levels = {name.replace("_", " "): numbers.level(variant.name, metric=EXTRA + name).text() for name in names}
+        rows.append({"variant": variant.label, **levels, "seeds": str(len(numbers.runs(variant.name)))})
+    return rows
 
 
 def _point(numbers: StudyNumbers, variant: Variant, split: str) -> SweepPoint:
@@ -66,6 +92,8 @@ def _line(numbers: StudyNumbers, variant: Variant) -> CurveLine:
 def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
     """One row per variant, every cell a text."""
     study, rows = numbers.study, []
+    if study.metric.startswith(EXTRA):
+        return _extra_rows(numbers)
     for variant in shown_variants(numbers):
         row = {"variant": variant.label, "published": DASH if variant.published is None else f"{variant.published:g}"}
         for split in study.splits:
