@@ -20,7 +20,7 @@ import yaml
 
 from distillery.core.files import read_json, whole_folder
 from distillery.core.protocols import SequenceModel, TaskDistribution
-from distillery.core.specs import Box, Discrete, Space, TaskSpec
+from distillery.core.specs import TaskSpec
 from distillery.histories.format import column_types
 from distillery.stages.entry import build
 from distillery.stages.resolve import load_params
@@ -134,23 +134,6 @@ def with_interval(value: float, interval: Sequence[float], decimals: int) -> str
     return f"{value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
-def space_text(space: Space) -> str:
-    """A space in words."""
-    if isinstance(space, Discrete):
-        return "whole numbers, each from 0 to below its size: " + ", ".join(str(size) for size in space.sizes)
-    assert isinstance(space, Box)
-    return f"{space.dtype} of shape {space.shape}, from {space.low:g} to {space.high:g}"
-
-
-def spec_rows(spec: TaskSpec) -> dict[str, str]:
-    """What a task looks like to an agent, by name."""
-    return {
-        **{f"observation `{part}`": space_text(space) for part, space in spec.observation.items()},
-        "action": space_text(spec.action),
-        "longest episode": f"{spec.episode_steps} steps",
-    }
-
-
 def settings_text(settings: Mapping[str, Any]) -> str:
     """A sub-tree of a configuration as YAML."""
     return yaml.safe_dump(dict(settings), sort_keys=False, width=100).rstrip()
@@ -199,7 +182,7 @@ def dataset_card(committed: Committed, dataset: str) -> dict[str, Any]:
         ),
         "splits": split_rows(tasks, oracle),
         "columns": [(name, str(kind)) for name, kind in column_types(tasks.spec).items()],
-        "spec": spec_rows(tasks.spec),
+        "spec": tasks.spec,
         "readers": [name for name, value in committed.params["experiments"].items() if value["dataset"] == dataset],
     }
 
@@ -229,13 +212,12 @@ def checkpoint_card(committed: Committed, experiment: str, agent: str) -> dict[s
     numbers = committed.metrics[experiment][agent]
     agent_settings = config["agents"][agent]
     kind = agent_settings["histories"]
-    data = committed.validations[experiment].get(kind, {}).get("content_hash")
     return {
         **_model_facts(folder, agent, config["models"], config["tasks"], tasks.spec),
         "kind": kind,
         "targets": agent_settings.get("targets", "taken"),
         "dataset": config["dataset"],
-        "content_hash": data,
+        "content_hash": committed.validations[experiment].get(kind, {}).get("content_hash"),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_updates": config["training"]["schedule"]["num_updates"],
         "seed": config["seed"],
@@ -269,7 +251,7 @@ def _model_facts(
         "model": told(models),
         "task": told(tasks),
         "context_length": models["context_length"],
-        "spec": spec_rows(spec),
+        "spec": spec,
     }
 
 

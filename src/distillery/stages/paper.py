@@ -295,7 +295,12 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
                 run = future.result()
             except (ValueError, OSError, FloatingPointError) as error:
                 failed += 1
-                console.print(f"[{number}/{len(left)}] {unit.label} failed: {error}", markup=False, highlight=False)
+                console.print(
+                    f"[{number}/{len(left)}] {unit.label} failed: {error}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
                 continue
             add_run(unit.study, run, by_name[unit.study].variants)
             held_out = run.splits["held_out"]
@@ -304,6 +309,7 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
                 f"{np.mean(held_out.final):.2f} at the end ({run.minutes:.1f} min)",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
     return failed
 

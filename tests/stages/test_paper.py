@@ -1,0 +1,174 @@
+"""A study runs for real: shares what is equal, adds up over sittings, resumes, and becomes a page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from distillery.papers.results import read_runs
+from distillery.papers.statistics import NOT_RUN, StudyNumbers
+from distillery.papers.study import Study, load_study
+from distillery.stages import compare, paper
+from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
+
+STUDY = {
+    "title": "A toy",
+    "claim": "AD improves.",
+    "source": "nowhere",
+    "experiment": "dark_room_explorer",
+    "level": 1.0,
+    "splits": ["held_out", "train"],
+    "overrides": [
+        "tracking=none",
+        "tasks.width=4",
+        "tasks.height=4",
+        "tasks.episode_steps=8",
+        "tasks.num_validation=3",
+        "tasks.num_held_out=4",
+        "sources.num_episodes=8",
+        "histories.collection.runs_per_task=4",
+        "histories.contexts.sequence_length=64",
+        "histories.contexts.batch_size=8",
+        "models.context_length=32",
+        "models.width=16",
+        "models.num_layers=1",
+        "models.feedforward_width=32",
+        "training.schedule.num_updates=20",
+        "training.schedule.validate_every_updates=10",
+        "training.validation.num_episodes=4",
+        "training.validation.num_seeds=1",
+        "evaluation.lifetimes.num_episodes=12",
+        "evaluation.lifetimes.num_seeds=2",
+        "evaluation.train_seeds=1",
+    ],
+    "variants": {
+        "ad": {"label": "AD", "published": 1.5, "published_curve": [[1, 0.2], [12, 1.5]], "num_seeds": 2},
+        "prompted": {"overrides": ["evaluation.prompt.oracle_fraction=0.5", "evaluation.prompt.num_streams=2"]},
+        "ed": {"agent": "ed"},
+        "dpt": {"agent": "dpt"},
+        "looking": {"attention_at": 40},
+        "source": {"agent": "source"},
+        "random": {"agent": "random"},
+    },
+    "checks": [{"text": "AD is above random", "variant": "ad", "worse": "random"}],
+}
+
+
+def write_study(folder: Path, values: dict) -> Study:
+    (folder / "papers" / "toys").mkdir(parents=True, exist_ok=True)
+    (folder / "papers" / "toys" / "toy.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return load_study("toy", folder / "papers")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> tuple[Path, Study]:
+    """A folder in which the toy study has been run."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study = write_study(folder, STUDY)
+        assert paper.run_studies([study], num_workers=2, num_threads=1, extra=[]) == 0
+    return folder, study
+
+
+@pytest.mark.slow
+def test_every_run_is_written_with_its_numbers(ran):
+    folder, _ = ran
+    runs = read_runs("toy", folder / "data" / "results")
+    assert [(run.variant, run.seed) for run in runs] == [
+        ("ad", 0), ("ad", 1), ("prompted", 0), ("ed", 0), ("dpt", 0), ("looking", 0), ("source", 0), ("random", 0)
+    ]  # fmt: skip
+    by_name = {(run.variant, run.seed): run for run in runs}
+    for run in runs:
+        held_out = run.splits["held_out"]
+        assert len(held_out.curve) == 12 and len(held_out.task_ids) == 4 == len(held_out.final)
+        assert np.mean(held_out.curve[-10:]) == pytest.approx(np.mean(held_out.final), abs=1e-3)
+        assert not set(held_out.task_ids) & set(run.splits["train"].task_ids)
+    assert by_name["source", 0].data is None and by_name["ad", 0].data == by_name["dpt", 0].data
+    assert by_name["ad", 0].data != by_name["ed", 0].data
+    assert by_name["ad", 0].splits["held_out"].curve != by_name["ad", 1].splits["held_out"].curve
+    attention = by_name["looking", 0].extra
+    assert len(attention["weights"]) == 32 and sum(attention["weights"]) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.slow
+def test_equal_histories_and_checkpoints_are_made_once(ran):
+    folder, _ = ran
+    assert len(list((folder / "data" / "histories" / "study").glob("*/learning/metadata.json"))) == 1
+    # Two seeds of AD (the first serves three variants), ED, DPT.
+    assert len(list((folder / "models" / "study").glob("*/*/model.json"))) == 4
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_run_again_and_a_change_runs_alone(ran, monkeypatch, capsys):
+    folder, study = ran
+    monkeypatch.chdir(folder)
+    assert paper.run_studies([study], num_workers=1, num_threads=1, extra=[]) == 0
+    assert "0 runs to make" in capsys.readouterr().out
+    changed = write_study(
+        folder, STUDY | {"variants": STUDY["variants"] | {"random": {"agent": "random", "overrides": ["seed=7"]}}}
+    )
+    known = {run.settings for run in read_runs("toy")}
+    assert {unit.settings for unit in paper.units_of(changed)} <= known  # the seed of a run is the study's to choose
+    longer = STUDY | {"overrides": [*STUDY["overrides"], "evaluation.lifetimes.num_episodes=13"]}
+    units = paper.units_of(write_study(folder, longer))
+    assert not {unit.settings for unit in units} & known
+    trained = {unit.config["checkpoint"] for unit in paper.units_of(study)}
+    assert {unit.config["checkpoint"] for unit in units} == trained
+
+
+@pytest.mark.slow
+def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
+    folder, study = ran
+    results = folder / "data" / "results"
+    values, image = study_values(study, results)
+    assert image is not None and image.startswith(b"\x89PNG")
+    assert values["rows"][0]["variant"] == "AD"
+    assert values["checks"][0]["mark"] in ("yes", "no") and values["seeds"] == 2
+    metrics = split_metrics(StudyNumbers(study, read_runs("toy", results)), "ad", "held_out")
+    assert metrics["num_training_seeds"] == 2 and metrics["num_tasks"] == 4
+    low, high = metrics["final_return_ci95"]
+    assert low <= metrics["final_return"] <= high
+    empty, nothing = study_values(study, folder / "nowhere")
+    assert empty["verdict"] == NOT_RUN and nothing is None
+
+
+@pytest.mark.slow
+def test_two_variants_compare(ran, monkeypatch, capsys):
+    folder, _ = ran
+    monkeypatch.chdir(folder)
+    compare.main(["toy/ad", "toy/random"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "return at the end" in shown and "2 training seed(s), 4 tasks" in shown
+    with pytest.raises(SystemExit, match="no result 'toy/nonsense'.*toy/ad"):
+        compare.main(["toy/ad", "toy/nonsense"])
+
+
+def test_committed_results_make_a_page(tmp_path):
+    root = Path(__file__).parents[2]
+    page = write_page(tmp_path / "paper.html", root / "data" / "results")
+    text = page.read_text()
+    assert "Dark Room" in text and "Watermaze" in text and "{{" not in text
+
+
+def test_gathered_metrics_have_the_reports_form():
+    root = Path(__file__).parents[2]
+    for by_agent in gathered(results=root / "data" / "results").values():
+        for by_split in by_agent.values():
+            assert {"final_return", "final_return_ci95", "oracle_fraction"} <= set(by_split["held_out"])
+            json.dumps(by_split, allow_nan=False)
+
+
+def test_a_study_cannot_be_changed_from_the_command_line(capsys):
+    with pytest.raises(SystemExit, match=r"models\.width=3 would change a published study"):
+        paper.main(["dark_room", "models.width=3"])
+    with pytest.raises(SystemExit, match="no study 'dark_hall'"):
+        paper.main(["dark_hall"])
+
+
+def test_a_broken_override_is_refused_before_any_run(tmp_path):
+    study = write_study(tmp_path, STUDY | {"overrides": ["models.widht=3"]})
+    with pytest.raises(ValueError, match="study 'toy', variant 'ad' cannot be composed.*widht"):
+        paper.units_of(study)
