@@ -124,12 +124,11 @@ def test_named_files_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", EXAMPLES)
-def test_examples_obey_the_linter(page: str, tmp_path: Path) -> None:
-    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
-    modules = [str(path) for path in write_files(page, tmp_path) if path.suffix == ".py"]
+def test_examples_obey_the_linter(page: str, checkout: Path) -> None:
+    modules = [str(path) for path in write_files(page, checkout) if path.suffix == ".py"]
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]) if modules else ():
         result = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *modules], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *command, *modules], cwd=checkout, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stdout + result.stderr
 

@@ -181,6 +181,7 @@ def test_noise_is_as_frequent_as_asked() -> None:
         {"cell_size": 1.5},
         {"preference": 2.0},
         {"epsilon": -0.1},
+        {"epsilon_end": 1.5},
     ],
 )
 def test_bad_settings_are_named(settings: dict) -> None:
@@ -192,3 +193,10 @@ def test_bad_settings_are_named(settings: dict) -> None:
 def test_tasks_without_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="DarkRoom have none"):
         PoseSearcher(num_episodes=1).start(DarkRoom(), np.array([0]), seed=0)
+
+
+def test_epsilon_falls_linearly_or_stays() -> None:
+    falling = PoseSearcher(num_episodes=5, epsilon=0.5, epsilon_end=0.1)
+    assert [falling.epsilon_of(episode) for episode in range(6)] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+    assert PoseSearcher(num_episodes=5, epsilon=0.3).epsilon_of(4) == pytest.approx(0.3)
+    assert PoseSearcher(num_episodes=1, epsilon=0.3, epsilon_end=0.0).epsilon_of(0) == pytest.approx(0.3)

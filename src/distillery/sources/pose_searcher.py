@@ -28,7 +28,7 @@ from distillery.core.protocols import TaskBatch, TaskDistribution
 from distillery.core.records import EpisodeBatch, Transition
 from distillery.core.rollouts import play_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_counts, require_fraction, require_positive
+from distillery.sources.base import Learners, Source, falling, require_counts, require_fraction, require_positive
 
 
 @runtime_checkable
@@ -60,7 +60,8 @@ class PoseSearcher(Source):
         power: how fast a cell's worth falls with its count; 0.5 is the classical bonus.
         cell_size: side of a cell, in platform radii.
         preference: how much more a learner likes one uncounted cell than another at most, as a fraction.
-        epsilon: chance of a random action at every step.
+        epsilon: chance of a random action at every step of the first episode.
+        epsilon_end: the same in the last episode, between which it falls linearly; None keeps it.
     """
 
     def __init__(
@@ -72,16 +73,27 @@ class PoseSearcher(Source):
         cell_size: float = 0.5,
         preference: float = 0.1,
         epsilon: float = 0.0,
+        epsilon_end: float | None = None,
     ) -> None:
+        epsilon_end = epsilon if epsilon_end is None else epsilon_end
         require_counts("pose_searcher", num_episodes=num_episodes)
-        require_fraction("pose_searcher", discount=discount, preference=preference, epsilon=epsilon)
+        require_fraction(
+            "pose_searcher", discount=discount, preference=preference, epsilon=epsilon, epsilon_end=epsilon_end
+        )
         require_positive("pose_searcher", discount=discount, power=power, cell_size=cell_size)
         if cell_size > 1.0:
             raise ValueError(
                 f"pose_searcher cell_size must be at most 1, or goals hide between cells, got {cell_size}"
             )
         self.num_episodes, self.discount, self.power = num_episodes, discount, power
-        self.cell_size, self.preference, self.epsilon = cell_size, preference, epsilon
+        self.cell_size, self.preference = cell_size, preference
+        self.epsilon, self.epsilon_end = epsilon, epsilon_end
+
+    def epsilon_of(self, episode: int) -> float:
+        """Chance of a random action in the given episode, counted from 0."""
+        return falling(
+            self.epsilon, self.epsilon_end, 1.0, episode=episode, num_episodes=max(1, self.num_episodes - 1)
+        )
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
@@ -121,6 +133,7 @@ class PoseSearchers(Learners):
         self._goals = torch.zeros((len(task_ids), 2), device=device)  # where each goes, once it has found it
         self._paid_at = torch.zeros_like(self._goals)  # where each was first paid
         self._found = torch.zeros(len(task_ids), dtype=torch.bool, device=device)
+        self._episode = 0
 
     def _distances(self, places: Tensor) -> Tensor:
         """(..., C) from (..., 2) places to the cells."""
@@ -140,10 +153,10 @@ class PoseSearchers(Learners):
         # At the pool's edge there may be no cell as near as the goal is.
         self._goals[learners] = torch.where(near.any(1, keepdim=True), middle, self._paid_at[learners])
 
-    def _draw_exploration(self) -> tuple[Tensor, Tensor]:
+    def _draw_exploration(self, epsilon: float) -> tuple[Tensor, Tensor]:
         """Where to act at random, (T, E) bool, and the random actions, (T, E)."""
         shape, device = (self._batch.spec.episode_steps, len(self.task_ids)), self._counts.device
-        explore = torch.rand(shape, generator=self._generator, device=device) < self._source.epsilon
+        explore = torch.rand(shape, generator=self._generator, device=device) < epsilon
         return explore, torch.randint(self._batch.spec.num_actions, shape, generator=self._generator, device=device)
 
     def episode(self, *, frozen: bool = False) -> EpisodeBatch:
@@ -151,10 +164,12 @@ class PoseSearchers(Learners):
         search = _Search(self, self._frozen_batch if frozen else self._batch)
         if frozen:
             return play_episode(search.batch, search.act)
-        if self._source.epsilon == 0.0:
+        epsilon = self._source.epsilon_of(self._episode)
+        self._episode += 1
+        if epsilon == 0.0:
             episode = play_episode(search.batch, search.act, search.watch)
         else:
-            explore, random_actions = self._draw_exploration()
+            explore, random_actions = self._draw_exploration(epsilon)
 
             def choose(step: int, observations: Tensor) -> Tensor:
                 return torch.where(explore[step], random_actions[step], search.act(step, observations))

@@ -155,22 +155,34 @@ def split_rows(tasks: TaskDistribution, oracle: Mapping[str, float]) -> list[dic
     ]
 
 
+def kind_row(kind: str, out: Mapping[str, Any], validation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dataset's card tells of one kind of histories; numbers only where they were checked."""
+    checked = validation.get(kind)
+    return {
+        "kind": kind,
+        "text": KINDS[kind],
+        "out": out,
+        "content_hash": checked and checked["content_hash"],
+        "numbers": checked
+        and [
+            f"{checked['num_histories']:,}",
+            f"{checked['num_steps']:,}",
+            f"{checked['mean_return_first_tenth']:.2f}",
+            f"{checked['mean_return_last_tenth']:.2f}",
+        ],
+    }
+
+
 def dataset_card(committed: Committed, dataset: str) -> dict[str, Any]:
     """What a dataset's card tells."""
     config, validation = committed.datasets[dataset], committed.validation(dataset)
     tasks: TaskDistribution = build(config["tasks"])
     collection = config["histories"]["collection"]
-    kinds = []
-    for kind in KINDS:
-        path = f"data/histories/{dataset}/{kind}"
-        if kind == "learning" or path in committed.outputs:
-            kinds.append(
-                {"kind": kind, "text": KINDS[kind], "out": committed.output(path), "checked": validation.get(kind)}
-            )
+    kinds = [kind for kind in KINDS if kind == "learning" or f"data/histories/{dataset}/{kind}" in committed.outputs]
     oracle = validation.get("learning", {}).get("oracle_return", {})
     return {
         "dataset": dataset,
-        "kinds": kinds,
+        "kinds": [kind_row(kind, committed.output(f"data/histories/{dataset}/{kind}"), validation) for kind in kinds],
         "selection": validation.get("learning", {}).get("selection"),
         "task": told(config["tasks"]),
         "source": told(config["sources"]),
@@ -217,7 +229,7 @@ def checkpoint_card(committed: Committed, experiment: str, agent: str) -> dict[s
         "kind": kind,
         "targets": agent_settings.get("targets", "taken"),
         "dataset": config["dataset"],
-        "content_hash": committed.validations[experiment].get(kind, {}).get("content_hash"),
+        "content_hash": None if kind is None else committed.validations[experiment][kind]["content_hash"],
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_updates": config["training"]["schedule"]["num_updates"],
         "seed": config["seed"],

@@ -281,6 +281,7 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
                 add_run(study.name, Run(**values), study.variants)
             else:
                 left.append(unit)
+    left.sort(key=lambda unit: unit.seed)  # a command that is stopped has then something of every study
     console.print(f"{len(left)} runs to make, {num_workers} at a time")
     by_name = {study.name: study for study in studies}
     failed = 0
