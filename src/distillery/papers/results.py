@@ -4,6 +4,7 @@ A run is one variant with one training seed: its return per episode, and for eac
 are known by a hash of their settings; a run whose settings did not change is not run again.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,7 +121,9 @@ def add_run(study: str, run: Run, order: Iterable[str], folder: Path = FOLDER) -
     path = result_file(study, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     places = {name: number for number, name in enumerate(order)}
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+    lock = Path(".scratch", "locks", f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
         runs = [old for old in read_runs(study, folder) if (old.variant, old.seed) != (run.variant, run.seed)]
         kept = sorted(
             (each for each in [*runs, run] if each.variant in places),

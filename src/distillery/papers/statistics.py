@@ -202,13 +202,13 @@ class StudyNumbers:
         return IN_PART if any(one is True for one in met) else DOES_NOT
 
 
-def difference(better: np.ndarray, worse: np.ndarray) -> tuple[float, float]:
+def difference(better: np.ndarray, worse: np.ndarray, *, paired: bool = True) -> tuple[float, float]:
     """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores; see `interval`.
 
     Where both have one seed on the same tasks, the difference is taken task by task, so that the tasks' own spread
-    drops out.
+    drops out; `paired` False says that the tasks are not the same.
     """
-    if better.shape == worse.shape and len(better) == 1:
+    if paired and better.shape == worse.shape and len(better) == 1:
         return interval(better - worse)
     first, second = _samples(better), _samples(worse)
 

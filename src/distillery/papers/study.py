@@ -126,6 +126,27 @@ class Study:
                 if name is not None and name not in self.variants:
                     raise ValueError(f"study '{self.name}': a check names '{name}', which is no variant of it")
 
+        self._require_decidable_checks()
+
+    def _require_decidable_checks(self) -> None:
+        """A check that is always met, or never could be, would make a verdict that means nothing."""
+        asked = {self.metric, *(check.metric or self.metric for check in self.checks)}
+        for check in self.checks:
+            if check.worse is None and check.at_least is None and check.at_most is None:
+                raise ValueError(
+                    f"study '{self.name}': the check '{check.text}' would always be met; give it worse, at_least or "
+                    "at_most"
+                )
+            if check.metric == "episodes_to" and (self.level is None or check.at_most is None):
+                raise ValueError(
+                    f"study '{self.name}': the check '{check.text}' counts episodes; give the study a level and the "
+                    "check at_most"
+                )
+        if self.metric == "episodes_to":
+            raise ValueError(f"study '{self.name}': episodes_to is for checks; choose another metric")
+        if "normalised" in asked and not {"random", "source"} <= set(self.variants):
+            raise ValueError(f"study '{self.name}': normalised scores need variants called random and source")
+
     def seeds(self, variant: Variant) -> range:
         """Training seeds of a variant; what does not train is run once."""
         return range(self.num_seeds if variant.num_seeds is None else variant.num_seeds)
@@ -146,8 +167,13 @@ def load_study(name: str, folder: Path = FOLDER) -> Study:
     paths = {path.stem: path for path in folder.glob("*/*.yaml")}
     if name not in paths:
         raise ValueError(f"there is no study '{name}'; there are {', '.join(sorted(paths))}")
-    values: dict[str, Any] = yaml.safe_load(paths[name].read_text())
     try:
+        values: Any = yaml.safe_load(paths[name].read_text())
+        if not isinstance(values, dict):
+            raise TypeError("it must be a mapping that holds variants")
+        for item in (values, *(settings or {} for settings in values["variants"].values())):
+            if isinstance(item.get("overrides"), str):
+                raise TypeError(f"overrides must be a list, got {item['overrides']!r}")
         variants = {key: _variant(key, settings or {}) for key, settings in values.pop("variants").items()}
         checks = tuple(Check(**check) for check in values.pop("checks", ()))
         unknown = set(values) - {item.name for item in fields(Study)}
@@ -155,7 +181,7 @@ def load_study(name: str, folder: Path = FOLDER) -> Study:
             raise TypeError(f"unknown keys {', '.join(sorted(unknown))}")
         values |= {key: tuple(values[key]) for key in ("overrides", "splits") if key in values}
         return Study(name=name, paper=paths[name].parent.name, variants=variants, checks=checks, **values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{paths[name]} is no study: {error}") from error
 
 

@@ -31,27 +31,31 @@ class Result:
 
     Attributes:
         name: as given.
+        origin: where it was found.
         scores: by measure, (S, K): training seeds by tasks.
         task_ids: (K,) of the tasks.
     """
 
     name: str
+    origin: str
     scores: dict[str, np.ndarray]
     task_ids: tuple[int, ...]
 
 
 def read_result(name: str, split: str) -> Result:
-    """A variant of a study, ``study/variant``, or an evaluation, ``experiment/agent``.
+    """An evaluation of the pipeline, ``experiment/agent``, or else a variant of a study, ``study/variant``.
 
     Raises:
         ValueError: there is neither.
     """
     first, _, last = name.partition("/")
-    runs = [run for run in read_runs(first) if run.variant == last and split in run.splits]
-    if runs:
-        tasks = tuple(runs[0].splits[split].task_ids)
-        return Result(name, {measure: scores_of(runs, measure, split) for measure in ("first", "final")}, tasks)
     path = EVALUATIONS / first / last / LIFETIMES_FILE
+    runs = [run for run in read_runs(first) if run.variant == last and split in run.splits]
+    if runs and not path.is_file():
+        tasks = tuple(runs[0].splits[split].task_ids)
+        return Result(
+            name, f"study {first}", {measure: scores_of(runs, measure, split) for measure in ("first", "final")}, tasks
+        )
     if not last or not path.is_file():
         there = sorted(
             {f"{folder.parent.name}/{folder.name}" for folder in EVALUATIONS.glob("*/*") if folder.is_dir()}
@@ -73,7 +77,7 @@ def read_result(name: str, split: str) -> Result:
         "final": returns[..., -FINAL_EPISODES:].mean((1, 2))[None],
         "mean": returns.mean((1, 2))[None],
     }
-    return Result(name, scores, tasks)
+    return Result(name, f"evaluation in {path.parent}", scores, tasks)
 
 
 def verdict(one: Result, other: Result, low: float, high: float) -> str:
@@ -87,11 +91,13 @@ def verdict(one: Result, other: Result, low: float, high: float) -> str:
 
 def compare(one: Result, other: Result) -> Table:
     """One row per measure that both have."""
-    table = Table("measure", one.name, other.name, "difference (95 %)", "verdict", box=None)
+    table = Table(box=None)
+    for heading in ("measure", one.name, other.name, "difference (95 %)", "verdict"):
+        table.add_column(heading, no_wrap=True)
     for measure in MEASURES:
         if measure in one.scores and measure in other.scores:
             a, b = one.scores[measure], other.scores[measure]
-            low, high = difference(a, b)
+            low, high = difference(a, b, paired=one.task_ids == other.task_ids)
             table.add_row(
                 MEASURES[measure],
                 level(a).text(3),
@@ -113,10 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         one, other = (read_result(name, options.split) for name in (options.one, options.other))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    Console().print(compare(one, other))
+    Console(width=160, highlight=False).print(compare(one, other))
     for result in (one, other):
         num_seeds, num_tasks = result.scores["final"].shape
-        print(f"{result.name}: {num_seeds} training seed(s), {num_tasks} tasks of the split {options.split}")
+        print(
+            f"{result.name} ({result.origin}): {num_seeds} training seed(s), {num_tasks} tasks of the split "
+            f"{options.split}"
+        )
     if one.task_ids != other.task_ids:
         print("note: the two were evaluated on different tasks, so part of the difference may be theirs")
 

@@ -39,6 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from distillery.core.files import whole_file
 from distillery.core.protocols import TaskDistribution
 from distillery.evaluation.metrics import FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE
@@ -67,6 +68,8 @@ logger = logging.getLogger(__name__)
 
 # How something runs or is called; the rest of a configuration decides what comes out.
 _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
+# Beside a checkpoint, the commit of the code that trained it; a run that finds the checkpoint made tells that one.
+_COMMIT_FILE = "commit.txt"
 # The histories of all seeds of a study are the same: what is asked is how trainings vary.
 DATASET_SEED = 0
 
@@ -177,8 +180,8 @@ def run_unit(unit: Unit, variant: Variant) -> Run:
     OmegaConf.set_struct(config, True)
     check(config)
     begin = time.perf_counter()
-    facts: dict[str, Any] = {}
     if agent in BASELINES:
+        facts: dict[str, Any] = {"commit": _commit()}
         write_baselines(config, [agent])
     else:
         facts = _trained(config)
@@ -189,7 +192,6 @@ def run_unit(unit: Unit, variant: Variant) -> Run:
         variant=unit.variant,
         seed=unit.seed,
         settings=unit.settings,
-        commit=_commit(),
         splits=_splits(evaluation_folder(config, agent), config),
         minutes=round((time.perf_counter() - begin) / 60, 2),
         **facts,
@@ -216,9 +218,12 @@ def _trained(config: DictConfig) -> dict[str, Any]:
                 collect(own)
         facts["data"] = Metadata.read(folder).content_hash[:16]
     checkpoint = checkpoint_folder(config, config.agent)
-    with _made_once(checkpoint, "model.json") as needed:
+    with _made_once(checkpoint, _COMMIT_FILE) as needed:
         if needed:
             train(config)
+            with whole_file(checkpoint / _COMMIT_FILE) as temporary:
+                temporary.write_text(_commit())
+    facts["commit"] = (checkpoint / _COMMIT_FILE).read_text()
     facts["updates"] = read_checkpoint_info(checkpoint).training["selected_update"]
     return facts
 
@@ -294,7 +299,7 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
             unit = futures[future]
             try:
                 run = future.result()
-            except (ValueError, OSError, FloatingPointError) as error:
+            except (ValueError, OSError, RuntimeError, ArithmeticError, OmegaConfBaseException) as error:
                 failed += 1
                 console.print(
                     f"[{number}/{len(left)}] {unit.label} failed: {error}",
@@ -340,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--page", action="store_true", help="draw the page alone")
     parser.add_argument("--list", action="store_true", help="list the studies and what is left to run")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     names = [name for name in options.studies if "=" not in name]
     extra = [name for name in options.studies if "=" in name]
     for name in extra:

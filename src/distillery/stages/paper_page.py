@@ -188,7 +188,7 @@ def gathered(names: Sequence[str] | None = None, results: Path = RESULTS) -> dic
 def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[str, Any]:
     """The numbers of one variant on one split, named as the pipeline's own report names them."""
     study, curve = numbers.study, numbers.curve(variant, split).mean(0)
-    level = numbers.level(variant, split=split)
+    level = numbers.level(variant, split=split, metric="normalised" if study.metric == "normalised" else "final")
     oracle = float(np.mean(numbers.runs(variant)[0].splits[split].oracle))
     scale = 1.0 if study.metric == "normalised" else oracle
     values: dict[str, Any] = {
