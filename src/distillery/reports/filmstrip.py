@@ -188,7 +188,7 @@ def _paint_room(draw: ImageDraw.ImageDraw, life: RoomLifetime, episode: int, fra
     path, running = life.path(episode), life.running_returns(episode)
     ended = frame >= len(path)
     value = life.returns[episode - 1] if ended else running[frame]
-    _write(draw, (left, 8), life.title, 13, bold=True)
+    _write(draw, (left, 8), life.title, _fitting(life.title), bold=True)
     _write(draw, (left, 34), f"episode {episode}", 17)
     _write(draw, (left + _ROOM, 34), f"return {value:.0f}", 17, anchor="ra")
     cell = _ROOM / max(life.width, life.height)
@@ -219,7 +219,8 @@ def _paint_returns(
     """Bars of the episodes shown so far; the present one grows."""
     path, running = life.path(episode), life.running_returns(episode)
     base, tallest = _HEADER + _ROOM + _FOOTER - 22, 40
-    most = max(float(life.observations.shape[1]), 1.0)
+    # Where no episode returned more than 1, the goal pays once.
+    most = float(life.observations.shape[1]) if life.returns.max() > 1 else 1.0
     slot = _ROOM / len(episodes)
     for number, shown in enumerate(episodes):
         middle = left + (number + 0.5) * slot
@@ -245,6 +246,12 @@ def _write(
     colour: str = INK,
 ) -> None:
     draw.text((_SCALE * where[0], _SCALE * where[1]), text, fill=colour, font=_font(size, bold), anchor=anchor)
+
+
+def _fitting(title: str) -> int:
+    """The largest size at which a bold title is no wider than its room."""
+    sizes = range(13, 6, -1)
+    return next((size for size in sizes if _font(size, True).getlength(title) <= _SCALE * _ROOM), sizes[-1])
 
 
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:

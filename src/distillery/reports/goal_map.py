@@ -18,6 +18,9 @@ from distillery.reports.style import FAINT, INK, RC
 
 _HATCHED: dict[str, Any] = {"facecolor": "#eceef1", "edgecolor": "#b4bac3", "hatch": "///"}
 _MAP = matplotlib.colormaps["viridis"]
+# Cells along the longer side of a room: up to the first, text and frames keep their size; past the second, a cell
+# has no room for a text.
+_ROOMY, _WRITTEN = 11, 20
 HELD_OUT_COLOUR = "#d81b60"
 
 
@@ -31,12 +34,22 @@ class GoalValues:
         height: cells along y.
         fractions: split to task id to final return divided by the oracle's; the goal of task t is at
             (t % width, t // width).
+        num_validation: how many goals select the checkpoint; none of these are among `fractions`.
     """
 
     title: str
     width: int
     height: int
     fractions: Mapping[str, Mapping[int, float]]
+    num_validation: int = 0
+
+    @property
+    def hatched(self) -> str | None:
+        """What the goals without a value are, if there are any."""
+        missing = int(np.isnan(self.grid()).sum())
+        if not missing:
+            return None
+        return "validation goal, not reported" if missing == self.num_validation else "goal not reported"
 
     def grid(self) -> np.ndarray:
         """(height, width) fractions, NaN where a goal is not reported."""
@@ -72,58 +85,49 @@ def goal_map(maps: Mapping[str, GoalValues]) -> Figure:
     bar.set_label("return of the last ten episodes / oracle's")
     bar.outline.set_visible(False)
     figure.legend(
-        handles=[
-            Line2D(
-                [],
-                [],
-                marker="s",
-                linestyle="none",
-                markersize=13,
-                markerfacecolor="none",
-                markeredgecolor=HELD_OUT_COLOUR,
-                markeredgewidth=2.4,
-                label="held-out goal",
-            ),
-            Line2D(
-                [],
-                [],
-                marker="s",
-                linestyle="none",
-                markersize=13,
-                markerfacecolor=_MAP(0.75),
-                markeredgecolor="white",
-                label="training goal",
-            ),
-            Patch(**_HATCHED, label="validation goal, not reported"),
-        ],
-        loc="outside upper left",
-        ncols=3,
-        handletextpad=0.7,
-        columnspacing=2.2,
+        handles=_legend(maps), loc="outside upper left", ncols=3, handletextpad=0.7, columnspacing=2.2
     )
     return figure
+
+
+def _legend(maps: Mapping[str, GoalValues]) -> list[Line2D | Patch]:
+    """What there is in any of the maps."""
+    square: dict[str, Any] = {"marker": "s", "linestyle": "none", "markersize": 13}
+    outlined = {"markerfacecolor": "none", "markeredgecolor": HELD_OUT_COLOUR, "markeredgewidth": 2.4}
+    filled = {"markerfacecolor": _MAP(0.75), "markeredgecolor": "white"}
+    handles: list[Line2D | Patch] = [Line2D([], [], **square, **outlined, label="held-out goal")]
+    if any(values.fractions.get("train") for values in maps.values()):
+        handles.append(Line2D([], [], **square, **filled, label="training goal"))
+    labels = {values.hatched for values in maps.values()} - {None}
+    if labels:
+        # One word for all maps: the wider one, where they differ.
+        handles.append(Patch(**_HATCHED, label=min(labels, key=lambda label: len(str(label)))))
+    return handles
 
 
 def draw_room(panel: Axes, values: GoalValues, norm: Normalize) -> None:
     """One room; y grows downwards."""
     grid = values.grid()
+    longest = max(grid.shape)
+    scale = min(1.0, _ROOMY / longest)
     for y, x in np.ndindex(grid.shape):
         fraction = grid[y, x]
         corner = (x - 0.5, y - 0.5)
         if np.isnan(fraction):
-            panel.add_patch(
-                Rectangle(corner, 1, 1, facecolor="#eceef1", edgecolor="#b4bac3", hatch="///", linewidth=0)
-            )
+            panel.add_patch(Rectangle(corner, 1, 1, **_HATCHED, linewidth=0))
             panel.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=1))
             continue
         panel.add_patch(Rectangle(corner, 1, 1, facecolor=_MAP(norm(fraction)), edgecolor="white", linewidth=1))
+        if longest > _WRITTEN:
+            continue
         text = "1.0" if fraction >= 0.995 else f"{max(fraction, 0.0):.2f}"[1:]
         ink = "white" if norm(fraction) < 0.55 else INK
-        panel.text(x, y, text, ha="center", va="center", fontsize=9, color=ink)
+        panel.text(x, y, text, ha="center", va="center", fontsize=9 * scale, color=ink)
     for task in values.fractions.get("held_out", {}):
         corner = (task % values.width - 0.44, task // values.width - 0.44)
-        for colour, line_width in (("white", 4.6), (HELD_OUT_COLOUR, 2.6)):
+        for colour, line_width in (("white", 4.6 * scale), (HELD_OUT_COLOUR, 2.6 * scale)):
             panel.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=line_width))
+    every = 1 if longest <= _ROOMY else -(-longest // 10)
     panel.set(
         title=values.title,
         xlim=(-0.5, values.width - 0.5),
@@ -131,8 +135,8 @@ def draw_room(panel: Axes, values: GoalValues, norm: Normalize) -> None:
         aspect="equal",
         xlabel="x",
         ylabel="y",
-        xticks=range(values.width),
-        yticks=range(values.height),
+        xticks=range(0, values.width, every),
+        yticks=range(0, values.height, every),
     )
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0, labelcolor=FAINT)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -69,8 +70,8 @@ AGENTS = {
 }
 # For agents that are added later, in the order they come.
 _FURTHER = ("#cc79a7", "#7a5195", "#b58900")
-# One shade of AD's blue for each experiment, dark enough and far enough apart.
-_SHADES = ("#003f6b", "#2b9fe6", "#0072b2", "#7cc4ee")
+# One shade of AD's blue for each experiment, dark enough and far enough apart; past four, colours no agent has.
+_SHADES = ("#003f6b", "#2b9fe6", "#0072b2", "#7cc4ee", "#7a5195", "#b58900", "#cc79a7", "#5c4033")
 
 
 def agent_style(agent: str, agents: Sequence[str] = ()) -> AgentStyle:
@@ -85,6 +86,22 @@ def agent_style(agent: str, agents: Sequence[str] = ()) -> AgentStyle:
 def experiment_colour(number: int) -> str:
     """The shade of the experiment of that number, counted from 0."""
     return _SHADES[number % len(_SHADES)]
+
+
+@matplotlib.rc_context(RC)
+def sentence_figure(sentence: str) -> Figure:
+    """A picture of one sentence, in the place of one that there is nothing for."""
+    figure = Figure(figsize=(7, 1.2))
+    figure.text(0.5, 0.5, sentence, ha="center", va="center", color=FAINT, wrap=True)
+    return figure
+
+
+def gif_bytes(figure: Figure) -> bytes:
+    """The figure as a GIF of one frame."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png_bytes(figure))) as image:
+        image.save(buffer, format="GIF")
+    return buffer.getvalue()
 
 
 def png_bytes(figure: Figure) -> bytes:

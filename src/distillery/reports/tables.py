@@ -8,9 +8,13 @@ import polars as pl
 from distillery.reports.style import agent_style
 
 DECIMALS = 4
+# As in `distillery.evaluation.metrics`, whose numbers are told here.
+FINAL_EPISODES = 10
 DASH = "\N{EN DASH}"
 SPLITS = {"held_out": "held-out", "train": "training"}
 REPORTED_EPISODES = ("1", "10", "25", "50", "100")
+# Rows of a table of tasks, at most.
+NUM_WORST = 24
 _FIRST_KEYS = (
     "final_return",
     "final_return_ci95",
@@ -54,78 +58,113 @@ def metrics_of(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict
     }
 
 
+def reported_splits(metrics: Mapping[str, Any]) -> list[str]:
+    """Every split that any experiment reports; the usual ones first."""
+    there = dict.fromkeys(split for by_agent in metrics.values() for values in by_agent.values() for split in values)
+    return [split for split in SPLITS if split in there] + [split for split in there if split not in SPLITS]
+
+
+def split_heading(split: str, noun: str) -> str:
+    """What the tasks of a split are called, for a heading."""
+    return f"{SPLITS[split].capitalize()} {noun}" if split in SPLITS else f"{noun.capitalize()} of the split '{split}'"
+
+
 def headline_rows(metrics: Mapping[str, Any], *, split: str) -> list[dict[str, Any]]:
-    """One row per experiment and agent, every cell a text."""
-    rows = []
-    for experiment, by_agent in metrics.items():
-        for agent, by_split in by_agent.items():
-            values = by_split[split]
-            low, high = values["final_return_ci95"]
-            low_fraction, high_fraction = values["oracle_fraction_ci95"]
-            rows.append(
-                {
-                    "experiment": experiment,
-                    "agent": agent,
-                    "label": agent_style(agent).short,
-                    "colour": agent_style(agent, list(by_agent)).colour,
-                    "final return": f"{values['final_return']:.2f}",
-                    "95 % interval": f"{low:.2f}{DASH}{high:.2f}",
-                    "of the oracle": f"{values['oracle_fraction']:.3f}",
-                    "its interval": f"{low_fraction:.3f}{DASH}{high_fraction:.3f}",
-                    "IQM": f"{values['oracle_fraction_iqm']:.3f}",
-                    "NAUC": f"{values['nauc']:.3f}",
-                    **{
-                        f"ep. {episode}": f"{values['return_at'][episode]:.1f}"
-                        if episode in values["return_at"]
-                        else DASH
-                        for episode in REPORTED_EPISODES
-                    },
-                    "to reference": _or_dash(values["episodes_to_reference"]),
-                    "failed": f"{values['failed_lifetimes']:.1%}",
-                }
-            )
-    return rows
+    """One row per experiment and agent that report the split, every cell a text."""
+    told = [
+        (experiment, agent, list(by_agent), by_split[split])
+        for experiment, by_agent in metrics.items()
+        for agent, by_split in by_agent.items()
+        if split in by_split
+    ]
+    lived = {episode for *_, values in told for episode in values["return_at"]}
+    return [_headline_row(*row, [episode for episode in REPORTED_EPISODES if episode in lived]) for row in told]
+
+
+def _headline_row(
+    experiment: str, agent: str, agents: Sequence[str], values: Mapping[str, Any], episodes: Sequence[str]
+) -> dict[str, Any]:
+    low, high = values["final_return_ci95"]
+    low_fraction, high_fraction = values["oracle_fraction_ci95"]
+    at, decimals = values["return_at"], return_decimals(values["oracle_return"])
+    return {
+        "experiment": experiment,
+        "agent": agent,
+        "label": agent_style(agent).short,
+        "colour": agent_style(agent, agents).colour,
+        "final return": f"{values['final_return']:.2f}",
+        "95 % interval": f"{low:.2f}{DASH}{high:.2f}",
+        "of the oracle": f"{values['oracle_fraction']:.3f}",
+        "its interval": f"{low_fraction:.3f}{DASH}{high_fraction:.3f}",
+        "IQM": f"{values['oracle_fraction_iqm']:.3f}",
+        "NAUC": f"{values['nauc']:.3f}",
+        **{f"ep. {e}": f"{at[e]:.{decimals}f}" if e in at else DASH for e in episodes},
+        "to reference": _or_dash(values["episodes_to_reference"]),
+        "failed": f"{values['failed_lifetimes']:.1%}",
+    }
+
+
+def return_decimals(oracle_return: float) -> int:
+    """Digits after the point of a return in a narrow column."""
+    return 1 if oracle_return >= 10 else 2
+
+
+def ending(num_episodes: int) -> str:
+    """The episodes whose mean is the final return: the last ten, or all of a shorter lifetime."""
+    if num_episodes > FINAL_EPISODES:
+        return "the last ten episodes"
+    return "the only episode" if num_episodes == 1 else f"all {num_episodes} episodes"
 
 
 def verdicts(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> list[dict[str, str]]:
-    """AD on held-out goals in four numbers per experiment."""
+    """AD on held-out tasks in four numbers per experiment; an empty text where there is nothing to tell."""
     rows = []
     for experiment, by_agent in metrics.items():
         ad = by_agent["ad"]["held_out"]
         ed = by_agent["ed"]["held_out"]["final_return"] if "ed" in by_agent else 0.0
+        reached = ad["episodes_to_reference"]
+        reference = f"reached at episode {reached}" if reached is not None else "not reached"
         rows.append(
             {
                 "title": titles[experiment],
                 "fraction": f"{ad['oracle_fraction']:.1%}",
                 "final_return": f"{ad['final_return']:.2f}",
+                "ending": ending(ad["num_episodes"]),
                 "oracle": f"{ad['oracle_return']:.2f}",
-                "reference": _or_dash(ad["episodes_to_reference"]),
-                "over_ed": f"{ad['final_return'] / ed:.1f} times" if ed > 0 else DASH,
+                # A shorter lifetime has no ten episodes whose mean could reach a level.
+                "reference": reference if ad["num_episodes"] >= FINAL_EPISODES else "",
+                "over_ed": f"{ad['final_return'] / ed:.1f} times" if min(ed, ad["final_return"]) > 0 else "",
             }
         )
     return rows
 
 
-def task_table(tasks: pl.DataFrame, *, width: int) -> list[dict[str, str]]:
-    """One row per held-out task, worst first.
+def task_table(tasks: pl.DataFrame, *, num_episodes: int, width: int | None = None) -> list[dict[str, str]]:
+    """One row per held-out task, worst first, as many as `NUM_WORST`.
 
     Args:
         tasks: columns split, task_id, first_return, final_return, oracle_return, oracle_fraction, failed_lifetimes.
-        width: cells along x, which turns a task's number into its goal.
+        num_episodes: of a lifetime.
+        width: cells along x of a room, which turns a task's number into its goal; None for other tasks.
     """
     held_out = tasks.filter(pl.col("split") == "held_out").sort("oracle_fraction", "task_id")
-    return [
-        {
-            "task": str(row["task_id"]),
-            "goal": f"({row['task_id'] % width}, {row['task_id'] // width})",
-            "first ep.": f"{row['first_return']:.1f}",
-            "last ten": f"{row['final_return']:.2f}",
-            "oracle": f"{row['oracle_return']:.0f}",
-            "fraction": f"{row['oracle_fraction']:.3f}",
-            "failed": f"{row['failed_lifetimes']:.0%}",
-        }
-        for row in held_out.iter_rows(named=True)
-    ]
+    oracle = held_out["oracle_return"].to_numpy()
+    decimals = return_decimals(float(oracle.mean()))
+    whole = bool((oracle == oracle.round()).all())
+    last = "last ten" if num_episodes > FINAL_EPISODES else f"all {num_episodes}"
+    rows = []
+    for task in held_out.head(NUM_WORST).iter_rows(named=True):
+        row = {"task": str(task["task_id"])}
+        if width is not None:
+            row["goal"] = f"({task['task_id'] % width}, {task['task_id'] // width})"
+        if num_episodes > 1:
+            row["first ep."] = f"{task['first_return']:.{decimals}f}"
+        row["return" if num_episodes == 1 else last] = f"{task['final_return']:.2f}"
+        row["oracle"] = f"{task['oracle_return']:.{0 if whole else 2}f}"
+        row["fraction"] = f"{task['oracle_fraction']:.3f}"
+        row["failed"] = f"{task['failed_lifetimes']:.0%}"
+        rows.append(row)
+    return rows
 
 
 def dataset_rows(validations: Mapping[str, Mapping[str, Any]], *, kinds: Sequence[str]) -> list[dict[str, str]]:

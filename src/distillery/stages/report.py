@@ -5,7 +5,7 @@ python -m distillery.stages.report
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,26 @@ import polars as pl
 import yaml
 
 from distillery.core.files import read_json, whole_file
-from distillery.evaluation.metrics import REFERENCE_FRACTION
 from distillery.evaluation.storage import CURVES_FILE, STEPS_FILE, SUMMARY_FILE, TASKS_FILE, TRAINING_FILE
 from distillery.reports.filmstrip import RoomLifetime, filmstrip, lifetime_gif
 from distillery.reports.goal_map import GoalValues, goal_map
-from distillery.reports.learning_curves import PUBLISHED_DARK_ROOM, PublishedCurve, learning_curves
+from distillery.reports.learning_curves import (
+    PUBLISHED_DARK_ROOM,
+    CurvePanel,
+    PublishedCurve,
+    learning_curves,
+)
 from distillery.reports.page import render_page
-from distillery.reports.style import png_bytes
+from distillery.reports.style import gif_bytes, png_bytes, sentence_figure
 from distillery.reports.tables import (
-    SPLITS,
+    FINAL_EPISODES,
+    NUM_WORST,
     dataset_rows,
     differing_settings,
     headline_rows,
     metrics_of,
+    reported_splits,
+    split_heading,
     task_table,
     training_rows,
     verdicts,
@@ -41,6 +48,13 @@ FOLDER = Path("data", "reports")
 BASELINES = ("source", "random", "oracle")
 REMEDY = "run `dvc repro` to make it, or `dvc pull` to fetch it"
 LIFETIME_RULE = "it is the held-out one with the median area under the first experiment's curve, first seed"
+NO_ROOM = "No experiment of this report is a Dark Room, so there is no room to draw."
+DARK_ROOM = "distillery.tasks.dark_room.DarkRoom"
+TRANSFORMER = "distillery.models.causal_transformer.CausalTransformer"
+# Settings that say which tasks are reported, not what a return means.
+_SPLIT_SETTINGS = ("split", "split_seed", "num_train", "num_validation", "num_held_out", "num_seen", "num_uniform")
+
+_ROW_KEYS = ("experiment", "agent", "label", "colour")
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Results:
         summaries: by agent.
         curves: of all agents: experiment, agent, split, episode, return, low, high.
         tasks: AD's row per task.
-        steps: AD's recorded lifetimes, one per held-out task.
+        steps: AD's recorded lifetimes, one per held-out task; None unless the tasks are a room.
         trainings: by learned agent, what its checkpoint says of its training.
     """
 
@@ -62,7 +76,7 @@ class Results:
     summaries: dict[str, dict[str, Any]]
     curves: pl.DataFrame
     tasks: pl.DataFrame
-    steps: dict[str, np.ndarray]
+    steps: dict[str, np.ndarray] | None
     trainings: dict[str, dict[str, Any]]
 
     @property
@@ -71,9 +85,43 @@ class Results:
         return f"{self.settings['name']}: distils {self.settings['sources']['_target_'].split('.')[-2]}"
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Cells of the room along x and y."""
-        return self.settings["tasks"]["width"], self.settings["tasks"]["height"]
+    def size(self) -> tuple[int, int] | None:
+        """Cells of the room along x and y, where a task is a goal in a room and nothing else; otherwise None."""
+        return room_size(self.settings["tasks"])
+
+    @property
+    def family(self) -> str:
+        """Alike for experiments whose returns mean the same: whose tasks differ in their split at most."""
+        tasks = {name: value for name, value in self.settings["tasks"].items() if name not in _SPLIT_SETTINGS}
+        return json.dumps(tasks, sort_keys=True)
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """AD's numbers on held-out tasks."""
+        values: dict[str, Any] = self.summaries["ad"]["splits"]["held_out"]
+        return values
+
+    @property
+    def published(self) -> PublishedCurve | None:
+        """The paper's curve, if the tasks are the paper's Dark Room."""
+        paper = {
+            "width": 9,
+            "height": 9,
+            "episode_steps": 20,
+            "reward": "every_step",
+            "start": "centre",
+            "walls": "clip",
+            "termination": "never",
+        }
+        same = self.size is not None and paper.items() <= self.settings["tasks"].items()
+        return PUBLISHED_DARK_ROOM if same else None
+
+
+def room_size(tasks: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Cells along x and y of a Dark Room whose actions mean the same in every task; None for other tasks."""
+    if tasks["_target_"] != DARK_ROOM or tasks.get("num_action_permutations", 1) != 1:
+        return None
+    return tasks["width"], tasks["height"]
 
 
 def read_results(experiment: str, learned: list[str]) -> Results:
@@ -83,7 +131,9 @@ def read_results(experiment: str, learned: list[str]) -> Results:
         ValueError: a file is missing or broken; names it and the remedy.
     """
     folders = {agent: Path("data", "evaluations", experiment, agent) for agent in (*learned, *BASELINES)}
-    summaries = {agent: _read_summary(folder / SUMMARY_FILE) for agent, folder in folders.items()}
+    settings = _read_yaml(Path("data", "resolved", "experiments", f"{experiment}.yaml"))
+    splits = settings["evaluation"]["splits"]
+    summaries = {agent: _read_summary(folder / SUMMARY_FILE, splits) for agent, folder in folders.items()}
     curves = [
         _read_csv(folder / CURVES_FILE).select(
             pl.lit(experiment).alias("experiment"),
@@ -95,38 +145,28 @@ def read_results(experiment: str, learned: list[str]) -> Results:
         for agent, folder in folders.items()
     ]
     return Results(
-        settings=_read_yaml(Path("data", "resolved", "experiments", f"{experiment}.yaml")),
+        settings=settings,
         validation=read_json(Path("data", "validations", f"{experiment}.json"), remedy=REMEDY),
         summaries=summaries,
         curves=pl.concat(curves),
         tasks=_read_csv(folders["ad"] / TASKS_FILE),
-        steps=_read_arrays(folders["ad"] / STEPS_FILE),
+        steps=_read_arrays(folders["ad"] / STEPS_FILE) if room_size(settings["tasks"]) else None,
         trainings={agent: read_json(folders[agent] / TRAINING_FILE, remedy=REMEDY) for agent in learned},
     )
 
 
-def published_curve(results: Mapping[str, Results]) -> PublishedCurve | None:
-    """The paper's curve, if every experiment runs the paper's Dark Room; otherwise None."""
-    paper = {
-        "_target_": "distillery.tasks.dark_room.DarkRoom",
-        "width": 9,
-        "height": 9,
-        "episode_steps": 20,
-        "reward": "every_step",
-        "start": "centre",
-        "walls": "clip",
-        "termination": "never",
-    }
-    same = all(paper.items() <= result.settings["tasks"].items() for result in results.values())
-    return PUBLISHED_DARK_ROOM if same else None
-
-
-def goal_values(result: Results) -> GoalValues:
-    """AD's final return over the oracle's, per goal."""
-    fractions: dict[str, dict[int, float]] = {split: {} for split in SPLITS}
-    for row in result.tasks.iter_rows(named=True):
-        fractions[row["split"]][row["task_id"]] = row["oracle_fraction"]
-    return GoalValues(result.title, *result.size, fractions)
+def goal_maps(results: Mapping[str, Results]) -> dict[str, GoalValues]:
+    """AD's final return over the oracle's, per goal of every room."""
+    maps = {}
+    for experiment, result in results.items():
+        if result.size is None:
+            continue
+        fractions: dict[str, dict[int, float]] = {}
+        for row in result.tasks.iter_rows(named=True):
+            fractions.setdefault(row["split"], {})[row["task_id"]] = row["oracle_fraction"]
+        validation = 0 if "validation" in fractions else result.settings["tasks"]["num_validation"]
+        maps[experiment] = GoalValues(result.title, *result.size, fractions, validation)
+    return maps
 
 
 def typical_task(steps: Mapping[str, np.ndarray]) -> int:
@@ -136,17 +176,65 @@ def typical_task(steps: Mapping[str, np.ndarray]) -> int:
 
 
 def lifetimes(results: Mapping[str, Results]) -> dict[str, RoomLifetime]:
-    """The same task's first lifetime in every experiment, where it is held out there."""
-    wanted = typical_task(next(iter(results.values())).steps)
-    chosen = {}
-    for experiment, result in results.items():
-        steps = result.steps
-        task = wanted if wanted in steps["task_ids"] else typical_task(steps)
+    """The first lifetime of one goal in every room: the same goal, where a room is as large and holds it out too."""
+    rooms = {name: result for name, result in results.items() if result.steps and "observations" in result.steps}
+    chosen: dict[str, RoomLifetime] = {}
+    first: tuple[tuple[int, int] | None, int] | None = None
+    for experiment, result in rooms.items():
+        steps, size = result.steps, result.size
+        assert steps is not None and size is not None
+        first = first or (size, typical_task(steps))
+        same = first[0] == size and first[1] in steps["task_ids"]
+        task = first[1] if same else typical_task(steps)
         at = int(np.flatnonzero(steps["task_ids"] == task)[0])
         chosen[experiment] = RoomLifetime(
-            result.title, *result.size, task, steps["observations"][at], steps["num_steps"][at], steps["returns"][at]
+            result.title, *size, task, steps["observations"][at], steps["num_steps"][at], steps["returns"][at]
         )
     return chosen
+
+
+def pictures(results: Mapping[str, Results], *, noun: str) -> dict[str, bytes]:
+    """Every picture, name to content; where no experiment is a room, those of rooms say so."""
+    curves = pl.concat([result.curves for result in results.values()])
+    panels = {
+        name: CurvePanel(result.title, result.family, result.held_out["oracle_return"], result.published)
+        for name, result in results.items()
+    }
+    trainings = {experiment: result.trainings for experiment, result in results.items()}
+    one_family = len({result.family for result in results.values()}) == 1
+    maps, lives, nothing = goal_maps(results), lifetimes(results), sentence_figure(NO_ROOM)
+    return {
+        "learning_curves.png": png_bytes(learning_curves(curves, panels, noun=noun)),
+        "goal_map.png": png_bytes(goal_map(maps) if maps else nothing),
+        "filmstrip.png": png_bytes(filmstrip(lives) if lives else nothing),
+        "lifetime.gif": lifetime_gif(lives) if lives else gif_bytes(nothing),
+        "training.png": png_bytes(training_curves(trainings, one_family=one_family)),
+    }
+
+
+def wording(results: Mapping[str, Results]) -> dict[str, Any]:
+    """What the page's sentences depend on, so that they are true of whatever the experiments are."""
+    lengths = [result.held_out["num_episodes"] for result in results.values()]
+    references = {name: result.held_out["reference_fraction"] for name, result in results.items()}
+    maps, lives = goal_maps(results), lifetimes(results)
+    prompts = [result.settings["evaluation"].get("prompt") or {} for result in results.values()]
+    return {
+        "noun": "goals" if all(result.size for result in results.values()) else "tasks",
+        "transformers": all(result.settings["models"]["_target_"] == TRANSFORMER for result in results.values()),
+        "prompted": any(prompt.get("oracle_fraction") is not None for prompt in prompts),
+        "one_family": len({result.family for result in results.values()}) == 1,
+        "distilled_expert": any("ed" in result.summaries for result in results.values()),
+        "all_train": all("train" in result.summaries["ad"]["splits"] for result in results.values()),
+        "single_episodes": sum(length == 1 for length in lengths),
+        "shorter_lifetimes": min(lengths) < FINAL_EPISODES,
+        "references": references,
+        "rooms": list(maps),
+        "train_goals": any(values.fractions.get("train") for values in maps.values()),
+        "hatched": {values.hatched for values in maps.values()} - {None},
+        "lived_rooms": list(lives),
+        "shown_episodes": max((len(life.returns) for life in lives.values()), default=0),
+        "published": {name: result.published for name, result in results.items()},
+    }
 
 
 def with_studies(metrics: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,28 +253,22 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
     curves = pl.concat([result.curves for result in results.values()])
     metrics = metrics_of({experiment: result.summaries for experiment, result in results.items()})
     trainings = {experiment: result.trainings for experiment, result in results.items()}
-    published, lives = published_curve(results), lifetimes(results)
-    images = {
-        "learning_curves.png": png_bytes(learning_curves(curves, titles, published=published)),
-        "goal_map.png": png_bytes(goal_map({name: goal_values(result) for name, result in results.items()})),
-        "filmstrip.png": png_bytes(filmstrip(lives)),
-        "lifetime.gif": lifetime_gif(lives),
-        "training.png": png_bytes(training_curves(trainings)),
-    }
-    headline = {split: headline_rows(metrics, split=split) for split in SPLITS}
+    told = wording(results)
+    images = pictures(results, noun=told["noun"])
+    headline = {split: headline_rows(metrics, split=split) for split in reported_splits(metrics)}
     validations = {name: result.validation for name, result in results.items()}
     datasets = dataset_rows(validations, kinds=("learning", "expert"))
     page = render_page(
         images,
+        **told,
         experiments=list(results),
         titles=titles,
         verdicts=verdicts(metrics, titles),
-        published=published,
-        splits=SPLITS,
+        headings={split: split_heading(split, told["noun"]) for split in headline},
         headline=headline,
-        columns=[key for key in headline["held_out"][0] if key not in ("experiment", "agent", "label", "colour")],
-        reference_fraction=REFERENCE_FRACTION,
-        tasks={name: task_table(result.tasks, width=result.size[0]) for name, result in results.items()},
+        columns={split: [key for key in rows[0] if key not in _ROW_KEYS] for split, rows in headline.items()},
+        tasks={name: tasks_of(result) for name, result in results.items()},
+        num_held_out={name: result.held_out["num_tasks"] for name, result in results.items()},
         lifetime_rule=LIFETIME_RULE,
         trainings=training_rows(trainings),
         datasets=datasets,
@@ -199,6 +281,12 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
         "in_context.csv": wide_curves(curves, split="held_out").write_csv().encode(),
         "index.html": page.encode(),
     }
+
+
+def tasks_of(result: Results) -> list[dict[str, str]]:
+    """One row per held-out task."""
+    width = None if result.size is None else result.size[0]
+    return task_table(result.tasks, num_episodes=result.held_out["num_episodes"], width=width)
 
 
 def report() -> None:
@@ -214,9 +302,9 @@ def report() -> None:
     print(f"report on {', '.join(results)}: {FOLDER / 'index.html'}")
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def _read_summary(path: Path, splits: Sequence[str]) -> dict[str, Any]:
     summary = read_json(path, remedy=REMEDY)
-    missing = [split for split in SPLITS if split not in summary.get("splits", {})]
+    missing = [split for split in splits if split not in summary.get("splits", {})]
     if missing:
         raise ValueError(f"{path} lacks the splits {', '.join(missing)}; {REMEDY}")
     return summary

@@ -18,8 +18,12 @@ from typing import Any
 
 import yaml
 
-# Laid over the `set` of every dataset and experiment.
+from distillery.stages.entry import plain
+from distillery.stages.resolve import compose_entry, load_params
+
+# Laid over the `set` of every dataset and experiment, as far as it has such settings and larger ones.
 TOY: dict[str, Any] = {
+    "tasks": {"num_train": 64},
     "sources": {"num_episodes": 30},
     "histories": {
         "collection": {"runs_per_task": 2, "selection": {"min_final_fraction": None}},
@@ -30,11 +34,12 @@ TOY: dict[str, Any] = {
         "schedule": {"num_updates": 4, "validate_every_updates": 2, "log_every_updates": 1},
         "validation": {"num_episodes": 2, "num_seeds": 1},
     },
-    "evaluation": {"lifetimes": {"num_episodes": 12, "num_seeds": 2}, "train_seeds": 1},
+    "evaluation": {"lifetimes": {"num_episodes": 12, "num_seeds": 2}, "train_seeds": 1, "max_tasks": 64},
     "runtime": {"progress": False},
 }
-# Results of the full size; a missing one must not be taken for a made one.
+# Results of the full size; a missing one must not be taken for a made one. Those of studies are what the report reads.
 RESULTS = ("data/", "models/", "dvc.lock")
+READ = ("data/results/",)
 
 
 class SmokeError(Exception):
@@ -49,13 +54,31 @@ def overlay(below: dict[str, Any] | None, above: dict[str, Any]) -> dict[str, An
     return merged
 
 
+def smaller(own: dict[str, Any], toy: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of `toy` that `own` has too: no number is above its own, and none is put where there was none."""
+    kept: dict[str, Any] = {}
+    for key, value in toy.items():
+        if isinstance(value, dict):
+            kept[key] = smaller(own.get(key) or {}, value)
+        elif isinstance(own.get(key), int | float) and value is not None:
+            kept[key] = min(own[key], value)
+        elif own.get(key) is not None:
+            kept[key] = value
+    return {key: value for key, value in kept.items() if value != {}}
+
+
 def toy_params(params: dict[str, Any]) -> dict[str, Any]:
-    """params.yaml with every dataset and experiment made small; names, groups and the rest stay."""
+    """params.yaml with every dataset and experiment made small; names, groups and the rest stay.
+
+    Raises:
+        ValueError: an entry cannot be composed.
+    """
     toy = dict(params)
     for section in ("datasets", "experiments"):
-        toy[section] = {
-            name: {**entry, "set": overlay(entry.get("set"), TOY)} for name, entry in params[section].items()
-        }
+        toy[section] = {}
+        for name, entry in params[section].items():
+            changes = smaller(plain(compose_entry(params, section, name)), TOY)
+            toy[section][name] = {**(entry or {}), "set": overlay((entry or {}).get("set"), changes)}
     return toy
 
 
@@ -80,7 +103,7 @@ def _call(*command: str, workspace: Path) -> None:
 
 
 def copy_checkout(root: Path, workspace: Path) -> None:
-    """Copies what Git tracks or would track, without results, into a repository of its own.
+    """Copies what Git tracks or would track, without the pipeline's results, into a repository of its own.
 
     Raises:
         SmokeError: `root` is not the top of a Git checkout.
@@ -91,7 +114,8 @@ def copy_checkout(root: Path, workspace: Path) -> None:
     if listing.returncode or not (root / "dvc.yaml").exists():
         raise SmokeError(f"{root} is not the top of a Git checkout with a dvc.yaml; run this from there")
     for name in listing.stdout.decode().split("\0"):
-        if name and not name.startswith(RESULTS) and (root / name).is_file():
+        kept = name.startswith(READ) or not name.startswith(RESULTS)
+        if name and kept and (root / name).is_file():
             target = workspace / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, target)
@@ -135,12 +159,16 @@ def smoke(root: Path, workspace: Path) -> list[Path]:
         The committed results it made.
 
     Raises:
-        SmokeError: a stage failed, or a result is missing.
+        SmokeError: params.yaml cannot be composed, a stage failed, or a result is missing.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     copy_checkout(root, workspace)
     params = workspace / "params.yaml"
-    params.write_text(yaml.safe_dump(toy_params(yaml.safe_load(params.read_text())), sort_keys=False))
+    try:
+        toy = toy_params(load_params(params))
+    except ValueError as error:
+        raise SmokeError(str(error)) from error
+    params.write_text(yaml.safe_dump(toy, sort_keys=False))
     _call(sys.executable, "-m", "dvc", "repro", workspace=workspace)
     return check_results(workspace)
 
