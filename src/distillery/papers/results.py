@@ -5,6 +5,8 @@ are known by a hash of their settings; a run whose settings did not change is no
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import Any
 
 import filelock
 
-from distillery.core.files import read_json, write_json
+from distillery.core.files import read_json, whole_file
 
 FOLDER = Path("data", "results")
 FORMAT_VERSION = 1
 REMEDY = "restore it from version control, or delete it and run the study again with `make paper`"
-DECIMALS = 4
+DECIMALS = 3
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,30 @@ def _rounded(value: Any) -> Any:
     return value
 
 
+def _text(study: str, runs: Iterable[Run]) -> str:
+    """JSON with lists of numbers on one line each; tasks, which most runs share, are listed once."""
+    task_sets: list[dict[str, Any]] = []
+    told = []
+    for run in runs:
+        values = asdict(run)
+        for split in values["splits"].values():
+            tasks = {"task_ids": split.pop("task_ids"), "oracle": _rounded(split.pop("oracle"))}
+            if tasks not in task_sets:
+                task_sets.append(tasks)
+            split["tasks"] = task_sets.index(tasks)
+        told.append(_rounded(values))
+    whole = {"format_version": FORMAT_VERSION, "study": study, "task_sets": task_sets, "runs": told}
+    text = json.dumps(whole, indent=1, allow_nan=False)
+    return re.sub(r"\[[-+.,\seE\d]*\]", lambda found: re.sub(r"\s+", "", found[0]), text) + "\n"
+
+
 def result_file(study: str, folder: Path = FOLDER) -> Path:
     """Where a study's result lies."""
     return folder / f"{study}.json"
+
+
+def _split(split: dict[str, Any], values: Mapping[str, Any]) -> SplitResult:
+    return SplitResult(**values["task_sets"][split.pop("tasks")], **split)
 
 
 def read_runs(study: str, folder: Path = FOLDER) -> list[Run]:
@@ -97,10 +120,10 @@ def read_runs(study: str, folder: Path = FOLDER) -> list[Run]:
         if values["format_version"] != FORMAT_VERSION:
             raise KeyError(f"format version {values['format_version']}, this code reads {FORMAT_VERSION}")
         return [
-            Run(**{**run, "splits": {name: SplitResult(**split) for name, split in run["splits"].items()}})
+            Run(**{**run, "splits": {name: _split(split, values) for name, split in run["splits"].items()}})
             for run in values["runs"]
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} lacks or misnames a field ({error}); {REMEDY}") from error
 
 
@@ -129,6 +152,5 @@ def add_run(study: str, run: Run, order: Iterable[str], folder: Path = FOLDER) -
             (each for each in [*runs, run] if each.variant in places),
             key=lambda each: (places[each.variant], each.seed),
         )
-        write_json(
-            path, {"format_version": FORMAT_VERSION, "study": study, "runs": [_rounded(asdict(each)) for each in kept]}
-        )
+        with whole_file(path) as temporary:
+            temporary.write_text(_text(study, kept))
