@@ -26,7 +26,7 @@ help:  ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS='...'       more arguments for repro, test, demo, smoke, sweep, bench"
+	@echo "  ARGS='...'       more arguments for repro, test, paper, compare, demo, smoke, sweep, bench"
 	@echo "  PYTHON=...       the interpreter .venv is made with, 3.11 or later (now: $(PYTHON))"
 	@echo "  TORCH_INDEX=...  where torch comes from; https://download.pytorch.org/whl/cpu spares"
 	@echo "                   machines without a GPU the CUDA packages"

@@ -18,6 +18,7 @@ from distillery.papers.statistics import (
     difference,
     episodes_to,
     interval,
+    iqm_interval,
     level,
 )
 from distillery.papers.study import Check, Study, Variant, load_study, study_names
@@ -119,22 +120,36 @@ def test_a_broken_result_is_named_with_its_remedy(tmp_path: Path):
 # Statistics
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Trainings differ by more than their tasks do; the spread between tasks is no doubt about the mean."""
     generator = np.random.default_rng(0)
-    tasks = np.linspace(0, 10, 8)  # tasks differ far more than seeds do
-    covered = 0
-    for _ in range(100):
-        low, high = interval(tasks + generator.normal(0, 1, (10, 8)))
+    tasks = np.linspace(0, 10, 8)
+    covered = false_alarms = 0
+    for _ in range(300):
+        one, two = (tasks + generator.normal(0, 1, (5, 1)) + generator.normal(0, 1, (5, 8)) for _ in range(2))
+        low, high = interval(one)
         covered += low <= tasks.mean() <= high
-        assert high - low < 1.5, "the spread between tasks must not widen an interval over seeds"
-    assert covered >= 83
+        assert high - low < 6
+        low, high = difference(one, two)
+        false_alarms += low > 0 or high < 0
+    assert 0.91 <= covered / 300 <= 0.985
+    assert false_alarms / 300 <= 0.09
 
 
-def test_one_seed_is_resampled_over_tasks():
+def test_one_seed_varies_over_its_tasks():
     scores = np.array([[0.0, 1.0] * 50])
     low, high = interval(scores)
-    assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.02) and high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.02)
+    assert low == pytest.approx(0.4, abs=0.01) and high == pytest.approx(0.6, abs=0.01)
     assert interval(np.array([[3.0]])) == (3.0, 3.0)
+
+
+def test_the_interval_of_the_interquartile_mean_is_stratified_by_task():
+    tasks = np.linspace(0, 10, 8)
+    scores = tasks + np.random.default_rng(0).normal(0, 0.1, (5, 8))
+    low, high = iqm_interval(scores)
+    assert low <= stats.trim_mean(scores.ravel(), 0.25) <= high
+    assert high - low < 0.3, "the spread between tasks must not widen it"
+    assert iqm_interval(np.ones((2, 3))) == (1.0, 1.0)
 
 
 def test_level_and_interquartile_mean():
@@ -142,17 +157,20 @@ def test_level_and_interquartile_mean():
     found = level(scores)
     assert (found.value, found.iqm, found.num_seeds, found.num_tasks) == (3.0, 1.0, 2, 4)
     assert found.iqm == stats.trim_mean(scores.ravel(), 0.25)
-    assert found.text() == "3.00 (3.00 to 3.00)"
+    assert found.text() == "3.00 (3.00 to 3.00)" and found.iqm_text().startswith("1.00 (")
 
 
-def test_a_difference_is_taken_task_by_task_or_between_seeds():
+def test_a_difference_is_taken_task_by_task_or_between_trainings():
     one = np.array([[1.0, 5.0, 9.0]])
     assert difference(one + 0.5, one) == (0.5, 0.5)
+    low, high = difference(one + 0.5, one, paired=False)
+    assert low < 0.5 < high
     many = np.repeat(one, 5, 0) + np.linspace(-0.1, 0.1, 5)[:, None]
     low, high = difference(many + 1.0, many)
     assert 0.85 < low < 1.0 < high < 1.15
-    low, high = difference(many, one)  # the only run of the other is resampled over its tasks
+    low, high = difference(many, one)  # the only run of the other varies over its tasks
     assert low < -1.0 and high > 1.0
+    assert difference(np.ones((2, 3)), np.zeros((3, 2))) == (1.0, 1.0)
 
 
 def test_episodes_to_a_level():
@@ -206,3 +224,9 @@ def test_failures_come_worst_first():
     assert [task for task, _, _ in listed] == [1, 2, 0]
     assert listed[0][1] == pytest.approx(0.2) and listed[0][2] == 1.0
     assert math.isclose(listed[1][2], 0.5)
+
+
+def test_without_its_ends_a_normalised_score_is_not_run_yet():
+    numbers = StudyNumbers(study(Check("x", "good", at_least=0.5), metric="normalised"), [run("good", 0, [60.0])])
+    assert not numbers.has("good") and numbers.has("good", metric="final")
+    assert numbers.verdict() == NOT_RUN

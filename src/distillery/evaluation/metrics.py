@@ -16,7 +16,7 @@ from scipy import stats
 
 from distillery.core.records import Lifetimes
 
-# End level of the published Dark Room curve as a part of the oracle: 14.1 of 16.54 (arXiv 2210.14215, learning curves).
+# End level of the published Dark Room curve as a part of the oracle: 14.1 of 16.54 (arXiv 2210.14215).
 REFERENCE_FRACTION = 0.852
 FINAL_EPISODES = 10
 REPORTED_EPISODES = (1, 10, 25, 50, 100)

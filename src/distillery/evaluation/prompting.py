@@ -1,7 +1,8 @@
 """Prompts: contexts that are filled with somebody else's steps before a lifetime begins.
 
-Source: Laskin et al. (2022), arXiv 2210.14215, on prompting with demonstrations: a context is filled with what a source did on
-the test task when it had reached some part of the best return, and the model goes on from there, weights frozen.
+Source: Laskin et al. (2022), arXiv 2210.14215, on prompting with demonstrations: a context is filled with what a
+source did on the test task when it had reached some part of the best return, and the model goes on from there, weights
+frozen.
 
 Letters: L lifetimes, P steps of a prompt, D numbers of an observation, K numbers of an action, E streams of episodes,
 N episodes.

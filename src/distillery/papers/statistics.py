@@ -1,14 +1,15 @@
 """Numbers of a study: levels with intervals over training seeds and tasks, differences, and verdicts.
 
-Levels are means, and interquartile means (Agarwal et al., Deep RL at the Edge of the Statistical Precipice, 2021,
-arXiv 2108.13264). Intervals are 95 % percentile bootstraps by `scipy.stats.bootstrap`, stratified by task: the
-training seeds of each task are resampled, as that paper does. With one seed there is no such spread, and tasks are
-resampled.
+What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the
+t interval over the means of the training seeds, and a difference is judged by Welch's. Where there is one training,
+its tasks are all there is to vary. Beside it stands what the field reports: the interquartile mean with its 95 %
+bootstrap interval, stratified by task (Agarwal et al., Deep RL at the Edge of the Statistical Precipice, 2021, arXiv
+2108.13264), which resamples the runs of each task on their own and is therefore narrower. All of it is SciPy's.
 
 Letters: S training seeds, K tasks, N episodes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from distillery.papers.study import EXTRA, Check, Study
 
 NUM_RESAMPLES = 2000
 WINDOW = 10
+SAME = 1e-9  # numbers this close are equal but for rounding
+# What normalised scores count as 0 and 1.
+ENDS = ("random", "source")
 HOLDS, IN_PART, DOES_NOT, NOT_RUN = "holds", "holds in part", "does not", "not run yet"
 
 
@@ -29,9 +33,11 @@ class Level:
 
     Attributes:
         value: the mean.
-        low: of the interval.
-        high: of the interval.
+        low: of its interval.
+        high: of its interval.
         iqm: interquartile mean.
+        iqm_low: of its interval.
+        iqm_high: of its interval.
         num_seeds: training seeds it rests on.
         num_tasks: tasks it rests on.
     """
@@ -40,6 +46,8 @@ class Level:
     low: float
     high: float
     iqm: float
+    iqm_low: float
+    iqm_high: float
     num_seeds: int
     num_tasks: int
 
@@ -47,28 +55,38 @@ class Level:
         """Number and interval in words."""
         return f"{self.value:.{decimals}f} ({self.low:.{decimals}f} to {self.high:.{decimals}f})"
 
+    def iqm_text(self, decimals: int = 2) -> str:
+        """The same of the interquartile mean."""
+        return f"{self.iqm:.{decimals}f} ({self.iqm_low:.{decimals}f} to {self.iqm_high:.{decimals}f})"
 
-def _samples(scores: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What is resampled on its own: the seeds of each task, or all tasks of the only seed."""
-    return tuple(scores.T) if len(scores) > 1 else (scores[0],)
 
-
-def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
-    result = stats.bootstrap(
-        samples, statistic, n_resamples=NUM_RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=200
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def _draws(scores: np.ndarray) -> np.ndarray:
+    """What was drawn independently: the mean of each training, or the tasks of the only one."""
+    return scores.mean(1) if len(scores) > 1 else scores[0]
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of (S, K) scores, stratified by task; over tasks where S is 1."""
-    if scores.size == 1:
-        return float(scores.mean()), float(scores.mean())
+    """95 % t interval of the mean of (S, K) scores, over training seeds; over tasks where S is 1."""
+    draws, mean = _draws(scores), float(scores.mean())
+    if np.ptp(draws) < SAME:
+        return mean, mean
+    found = stats.ttest_1samp(draws, 0.0).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
-    def mean(*parts: np.ndarray, axis: int) -> np.ndarray:
-        return np.concatenate(parts, axis).mean(axis)
 
-    return _bootstrap(_samples(scores), mean)
+def iqm_interval(scores: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the interquartile mean of (S, K) scores, stratified by task; over tasks if S is 1."""
+    if np.ptp(scores) == 0:
+        return float(scores.flat[0]), float(scores.flat[0])
+    samples = tuple(scores.T) if len(scores) > 1 else (scores[0],)
+
+    def iqm(*parts: np.ndarray, axis: int) -> np.ndarray:
+        return stats.trim_mean(np.concatenate(parts, axis), 0.25, axis=axis)
+
+    found = stats.bootstrap(
+        samples, iqm, n_resamples=NUM_RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=200
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def scores_of(
@@ -103,11 +121,9 @@ def scores_of(
 
 
 def level(scores: np.ndarray) -> Level:
-    """Mean, interval and interquartile mean of (S, K) scores."""
-    low, high = interval(scores)
-    return Level(
-        float(scores.mean()), low, high, float(stats.trim_mean(scores.ravel(), 0.25)), scores.shape[0], scores.shape[1]
-    )
+    """Mean and interquartile mean of (S, K) scores, with their intervals."""
+    iqm = float(stats.trim_mean(scores.ravel(), 0.25))
+    return Level(float(scores.mean()), *interval(scores), iqm, *iqm_interval(scores), *scores.shape)
 
 
 def episodes_to(curve: np.ndarray, target: float) -> int | None:
@@ -131,9 +147,10 @@ class StudyNumbers:
         self.study = study
         self._runs = {name: [run for run in runs if run.variant == name] for name in study.variants}
 
-    def has(self, variant: str, split: str = "held_out") -> bool:
-        """Whether the variant has runs on the split."""
-        return any(split in run.splits for run in self._runs[variant])
+    def has(self, variant: str, split: str = "held_out", metric: str | None = None) -> bool:
+        """Whether the variant has runs on the split, and those that its metric is scaled by."""
+        names = [variant, *(ENDS if (metric or self.study.metric) == "normalised" else ())]
+        return all(any(split in run.splits for run in self._runs[name]) for name in names)
 
     def runs(self, variant: str) -> list[Run]:
         """The runs of one variant, one a seed."""
@@ -144,7 +161,7 @@ class StudyNumbers:
         metric = metric or self.study.metric
         ends = None
         if metric == "normalised":
-            ends = {end: scores_of(self._runs[end], "final", split) for end in ("random", "source")}
+            ends = {end: scores_of(self._runs[end], "final", split) for end in ENDS}
         runs = [run for run in self._runs[variant] if split in run.splits]
         return scores_of(runs, metric, split, ends)
 
@@ -174,7 +191,7 @@ class StudyNumbers:
     def check(self, check: Check) -> tuple[bool | None, str]:
         """Whether a check is met, None where its runs are missing, and the numbers in words."""
         names = [check.variant] if check.worse is None else [check.variant, check.worse]
-        if not all(self.has(name, check.split) for name in names):
+        if not all(self.has(name, check.split, check.metric) for name in names):
             return None, NOT_RUN
         asked: dict[str, Any] = {"metric": check.metric, "split": check.split}
         if check.metric == "episodes_to":
@@ -203,17 +220,15 @@ class StudyNumbers:
 
 
 def difference(better: np.ndarray, worse: np.ndarray, *, paired: bool = True) -> tuple[float, float]:
-    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores; see `interval`.
+    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores: Welch's.
 
     Where both have one seed on the same tasks, the difference is taken task by task, so that the tasks' own spread
     drops out; `paired` False says that the tasks are not the same.
     """
     if paired and better.shape == worse.shape and len(better) == 1:
         return interval(better - worse)
-    first, second = _samples(better), _samples(worse)
-
-    def mean(*parts: np.ndarray, axis: int) -> np.ndarray:
-        one, two = parts[: len(first)], parts[len(first) :]
-        return np.concatenate(one, axis).mean(axis) - np.concatenate(two, axis).mean(axis)
-
-    return _bootstrap((*first, *second), mean)
+    one, two = _draws(better), _draws(worse)
+    if np.ptp(one) < SAME and np.ptp(two) < SAME:
+        return float(one.mean() - two.mean()), float(one.mean() - two.mean())
+    found = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    return float(found.low), float(found.high)

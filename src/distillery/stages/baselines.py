@@ -14,11 +14,9 @@ from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.storage import write_evaluation
-from distillery.stages.entry import build, evaluation_folder, stage
+from distillery.stages.entry import BASELINES, build, evaluation_folder, stage
 from distillery.stages.evaluated import evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
-
-BASELINES = ("source", "random", "oracle")
 
 
 def baseline_lifetimes(config: DictConfig, agent: str, tasks: TaskDistribution) -> dict[str, Lifetimes]:

@@ -22,6 +22,7 @@ from distillery.papers.results import read_runs
 from distillery.papers.statistics import difference, level, scores_of
 
 EVALUATIONS = Path("data", "evaluations")
+STUDY = "study:"
 MEASURES = {"final": "return at the end", "first": "return in the first episode", "mean": "mean over the lifetime"}
 
 
@@ -45,28 +46,20 @@ class Result:
 def read_result(name: str, split: str) -> Result:
     """An evaluation of the pipeline, ``experiment/agent``, or else a variant of a study, ``study/variant``.
 
+    ``study:`` before a name asks for the study's, where both have one of that name.
+
     Raises:
         ValueError: there is neither.
     """
-    first, _, last = name.partition("/")
+    first, _, last = name.removeprefix(STUDY).partition("/")
     path = EVALUATIONS / first / last / LIFETIMES_FILE
+    evaluated = bool(last) and path.is_file() and not name.startswith(STUDY)
     runs = [run for run in read_runs(first) if run.variant == last and split in run.splits]
-    if runs and not path.is_file():
-        tasks = tuple(runs[0].splits[split].task_ids)
-        return Result(
-            name, f"study {first}", {measure: scores_of(runs, measure, split) for measure in ("first", "final")}, tasks
-        )
-    if not last or not path.is_file():
-        there = sorted(
-            {f"{folder.parent.name}/{folder.name}" for folder in EVALUATIONS.glob("*/*") if folder.is_dir()}
-        )
-        there += [
-            f"{file.stem}/{run.variant}" for file in sorted(RESULTS.glob("*.json")) for run in read_runs(file.stem)
-        ]
-        raise ValueError(
-            f"there is no result '{name}' on the split '{split}'; there are "
-            f"{', '.join(dict.fromkeys(there)) or 'none'}"
-        )
+    if runs and not evaluated:
+        by_measure = {measure: scores_of(runs, measure, split) for measure in ("first", "final")}
+        return Result(name, f"study {first}", by_measure, tuple(runs[0].splits[split].task_ids))
+    if not evaluated:
+        raise ValueError(f"there is no result '{name}' on the split '{split}'; there are {', '.join(_there_are())}")
     rows = pl.read_parquet(path).filter(pl.col("split") == split).sort("task_id", "seed", "episode")
     if rows.is_empty():
         raise ValueError(f"'{name}' was not evaluated on the split '{split}'")
@@ -78,6 +71,13 @@ def read_result(name: str, split: str) -> Result:
         "mean": returns.mean((1, 2))[None],
     }
     return Result(name, f"evaluation in {path.parent}", scores, tasks)
+
+
+def _there_are() -> list[str]:
+    folders = sorted(file.parent for file in EVALUATIONS.glob(f"*/*/{LIFETIMES_FILE}"))
+    names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    names += [f"{file.stem}/{run.variant}" for file in sorted(RESULTS.glob("*.json")) for run in read_runs(file.stem)]
+    return list(dict.fromkeys(names)) or ["none yet: run `make repro` or `make paper` first"]
 
 
 def verdict(one: Result, other: Result, low: float, high: float) -> str:

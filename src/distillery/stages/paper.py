@@ -12,18 +12,18 @@ of what made them, so that studies share whatever is equal.
 
 import argparse
 import contextlib
-import hashlib
 import io
-import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,7 @@ import filelock
 import numpy as np
 import polars as pl
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -47,121 +43,31 @@ from distillery.histories.format import METADATA_FILE, Metadata
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
 from distillery.papers.study import Study, Variant, load_study, study_names
 from distillery.stages.attention import mapped_attention
-from distillery.stages.baselines import BASELINES, write_baselines
+from distillery.stages.baselines import write_baselines
 from distillery.stages.collect import collect
 from distillery.stages.entry import (
+    BASELINES,
     agent_settings,
     build,
     checkpoint_folder,
     evaluation_folder,
     histories_folder,
-    plain,
+    require_device,
 )
 from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
 from distillery.stages.resolve import check
+from distillery.stages.study_units import Unit, digest, units_of
 from distillery.stages.train import train
 from distillery.tracking.provenance import provenance_tags
 from distillery.training.checkpoints import read_checkpoint_info
 
 logger = logging.getLogger(__name__)
 
-# How something runs or is called; the rest of a configuration decides what comes out.
-_DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
 # Beside a checkpoint, the commit of the code that trained it; a run that finds the checkpoint made tells that one.
 _COMMIT_FILE = "commit.txt"
 # The histories of all seeds of a study are the same: what is asked is how trainings vary.
 DATASET_SEED = 0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One run to be made.
-
-    Attributes:
-        study: its name.
-        variant: its name.
-        seed: of training and evaluation.
-        config: composed, plain.
-        settings: hash of what decides the result.
-    """
-
-    study: str
-    variant: str
-    seed: int
-    config: dict[str, Any]
-    settings: str
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.study}/{self.variant} seed {self.seed}"
-
-
-def digest(*parts: Any) -> str:
-    """Twelve hex digits of the SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration of one run; what is shared is named by what it depends on.
-
-    Raises:
-        ValueError: an override names nothing that exists.
-    """
-    is_baseline = variant.agent in BASELINES
-    overrides = [
-        f"experiment={variant.experiment or study.experiment}",
-        *study.overrides,
-        *variant.overrides,
-        "runtime.progress=false",  # bars of several workers would overwrite each other
-        *extra,
-        f"seed={seed}",
-        f"agent={'ad' if is_baseline else variant.agent}",
-    ]
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_module("distillery.conf", version_base="1.3"):
-            config = compose("config", overrides)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        text = str(error).strip().splitlines()[0]
-        raise ValueError(f"study '{study.name}', variant '{variant.name}' cannot be composed: {text}") from error
-    histories = digest(plain(config.tasks), plain(config.sources), plain(config.histories.collection))
-    family = config.tasks["_target_"].split(".")[-2]
-    config.dataset = f"study/{family}-{config.sources['_target_'].split('.')[-2]}-{histories}"
-    reads = None if is_baseline else agent_settings(config).histories
-    training = digest(
-        None if reads is None else histories,
-        plain(config.tasks),
-        plain(config.models),
-        plain(config.training),
-        plain(config.histories.contexts),
-        plain(agent_settings(config)),
-        seed,
-    )
-    config.checkpoint = f"study/{family}-{training}"
-    config.name = f"study/{study.name}/{variant.name}/{seed}"
-    return plain(config)
-
-
-def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> Unit:
-    """What is to be run for one seed of a variant."""
-    config = compose_variant(study, variant, seed, extra)
-    is_baseline = variant.agent in BASELINES
-    decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
-    decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
-    if is_baseline:
-        decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}
-    return Unit(study.name, variant.name, seed, config, digest(variant.agent, variant.attention_at, decides))
-
-
-def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
-    """All runs of a study, first seeds first, so that a stopped study has something of everything."""
-    units = [
-        unit_of(study, variant, seed, extra) for variant in study.variants.values() for seed in study.seeds(variant)
-    ]
-    return sorted(units, key=lambda unit: unit.seed)
 
 
 @contextlib.contextmanager
@@ -258,6 +164,8 @@ def _end_with(parent: int) -> None:
 
 
 def _start_worker(num_threads: int, parent: int) -> None:
+    # Of a Ctrl-C the command alone takes notice, and ends its workers; they would go on with the next run.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(num_threads)
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
@@ -270,53 +178,67 @@ def _run_quietly(unit: Unit, variant: Variant) -> Run:
         return run_unit(unit, variant)
 
 
-def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int, extra: Sequence[str]) -> int:
-    """Runs whatever is missing; returns the number of runs that failed."""
-    console = Console()
-    done = all_runs()
-    left: list[Unit] = []
+def missing_runs(studies: Sequence[Study], extra: Sequence[str]) -> list[list[Unit]]:
+    """What is left to run: units of equal settings, of whatever study, are one run together.
+
+    Runs of equal settings that another study has are taken over at once.
+    """
+    done, left = all_runs(), dict[str, list[Unit]]()
     for study in studies:
+        own = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
         for unit in units_of(study, extra):
-            own = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
             if own.get((unit.variant, unit.seed)) == unit.settings:
                 continue
             if unit.settings in done:
-                same = done[unit.settings]
-                values = vars(same) | {"variant": unit.variant, "seed": unit.seed}
-                add_run(study.name, Run(**values), study.variants)
+                add_run(study.name, replace(done[unit.settings], variant=unit.variant), study.variants)
             else:
-                left.append(unit)
-    left.sort(key=lambda unit: unit.seed)  # a command that is stopped has then something of every study
+                left.setdefault(unit.settings, []).append(unit)
+    # First seeds first, so that a command that is stopped has something of every study; of those that share a
+    # checkpoint one goes ahead, so that no worker waits for another's.
+    ahead: Counter[str] = Counter()
+    order: list[tuple[int, int, int]] = []
+    for same in left.values():
+        order.append((same[0].seed, ahead[same[0].config["checkpoint"]], len(order)))
+        ahead[same[0].config["checkpoint"]] += 1
+    return [same for _, same in sorted(zip(order, left.values(), strict=True), key=lambda pair: pair[0])]
+
+
+def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int, extra: Sequence[str]) -> int:
+    """Runs whatever is missing; returns the number of runs that failed."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    left = missing_runs(studies, extra)
     console.print(f"{len(left)} runs to make, {num_workers} at a time")
+    if not left:
+        return 0
+    require_device(left[0][0].config["runtime"]["device"])
     by_name = {study.name: study for study in studies}
     failed = 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid())) as pool:
-        futures: dict[Future[Run], Unit] = {}
-        for unit in left:
-            futures[pool.submit(_run_quietly, unit, by_name[unit.study].variants[unit.variant])] = unit
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid()))
+    try:
+        futures: dict[Future[Run], list[Unit]] = {}
+        for same in left:
+            variant = by_name[same[0].study].variants[same[0].variant]
+            futures[pool.submit(_run_quietly, same[0], variant)] = same
         for number, future in enumerate(as_completed(futures), start=1):
-            unit = futures[future]
+            same = futures[future]
+            where = f"[{number}/{len(left)}] {', '.join(unit.label for unit in same)}"
             try:
                 run = future.result()
-            except (ValueError, OSError, RuntimeError, ArithmeticError, OmegaConfBaseException) as error:
+            except Exception as error:  # whatever ends one run, the others go on
                 failed += 1
-                console.print(
-                    f"[{number}/{len(left)}] {unit.label} failed: {error}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                console.print(f"{where} failed: {type(error).__name__}: {error}")
                 continue
-            add_run(unit.study, run, by_name[unit.study].variants)
-            held_out = run.splits["held_out"]
+            for unit in same:
+                add_run(unit.study, replace(run, variant=unit.variant), by_name[unit.study].variants)
+            first, final = run.splits["held_out"].curve[0], np.mean(run.splits["held_out"].final)
             console.print(
-                f"[{number}/{len(left)}] {unit.label}: return {held_out.curve[0]:.2f} in the first episode, "
-                f"{np.mean(held_out.final):.2f} at the end ({run.minutes:.1f} min)",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"{where}: return {first:.2f} in the first episode, {final:.2f} at the end ({run.minutes} min)"
             )
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
     return failed
 
 
@@ -367,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"the page: {page}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; finished runs are kept, and the same command goes on with what is left")
     if failed:
         sys.exit(f"error: {failed} runs failed; the command tries them again")
 

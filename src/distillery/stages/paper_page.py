@@ -23,6 +23,7 @@ from distillery.reports.study_figures import (
 )
 from distillery.reports.style import png_bytes
 from distillery.reports.tables import DASH, rounded
+from distillery.stages.study_units import is_current
 
 PAGE = Path("data", "reports", "paper.html")
 _CLASSES = {HOLDS: "holds", IN_PART: "part", DOES_NOT: "not", NOT_RUN: "unrun"}
@@ -33,8 +34,9 @@ _NUM_WORST = 5
 
 
 def numbers_of(study: Study, results: Path = RESULTS) -> StudyNumbers:
-    """The runs there are of a study."""
-    return StudyNumbers(study, read_runs(study.name, results))
+    """The runs there are of a study with its present settings; older ones tell nothing of it."""
+    runs = read_runs(study.name, results)
+    return StudyNumbers(study, [run for run, present in zip(runs, is_current(study, runs), strict=True) if present])
 
 
 def shown_variants(numbers: StudyNumbers) -> list[Variant]:
@@ -103,7 +105,7 @@ def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
             level = numbers.level(variant.name, split=split)
             row[f"{SPLIT_NAMES.get(split, split)} (95 %)"] = level.text()
         level = numbers.level(variant.name)
-        row["IQM"] = f"{level.iqm:.2f}"
+        row["IQM (95 %)"] = level.iqm_text()
         row["first episode"] = f"{numbers.level(variant.name, metric='first').value:.2f}"
         if study.level is not None:
             reached = numbers.episodes_to_level(variant.name)
@@ -139,7 +141,8 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
         "note": study.note,
         "verdict": verdict,
         "verdict_class": _CLASSES[verdict],
-        "seeds": max((run.seed + 1 for run in runs), default=0),
+        "num_runs": len(runs),
+        "num_planned": sum(len(study.seeds(variant)) for variant in study.variants.values()),
         "checks": checks,
         "rows": rows,
         "columns": list(rows[0]) if rows else [],
@@ -188,22 +191,24 @@ def gathered(names: Sequence[str] | None = None, results: Path = RESULTS) -> dic
 def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[str, Any]:
     """The numbers of one variant on one split, named as the pipeline's own report names them."""
     study, curve = numbers.study, numbers.curve(variant, split).mean(0)
-    level = numbers.level(variant, split=split, metric="normalised" if study.metric == "normalised" else "final")
+    level, returns = numbers.level(variant, split=split), numbers.level(variant, split=split, metric="final")
     oracle = float(np.mean(numbers.runs(variant)[0].splits[split].oracle))
-    scale = 1.0 if study.metric == "normalised" else oracle
-    values: dict[str, Any] = {
-        "final_return": level.value,
-        "final_return_ci95": [level.low, level.high],
-        "final_return_iqm": level.iqm,
+    # A normalised score stands in the place of the return, as the published table has it.
+    shown = level if study.metric == "normalised" else returns
+    return {
+        "final_return": shown.value,
+        "final_return_ci95": [shown.low, shown.high],
+        "final_return_iqm": shown.iqm,
+        "final_return_iqm_ci95": [shown.iqm_low, shown.iqm_high],
+        "is_normalised": study.metric == "normalised",
         "return_at": {str(e): float(curve[e - 1]) for e in (1, 10, 25, 50, 100, 160) if e <= len(curve)},
         "nauc": float(curve.mean() / oracle),
         "oracle_return": oracle,
-        "oracle_fraction": level.value / scale,
-        "oracle_fraction_ci95": [level.low / scale, level.high / scale],
+        "oracle_fraction": returns.value / oracle,
+        "oracle_fraction_ci95": [returns.low / oracle, returns.high / oracle],
         "episodes_to_reference": numbers.episodes_to_level(variant, split),
         "failed_lifetimes": float(np.mean([failed for _, _, failed in numbers.failures(variant, split)])),
         "num_episodes": len(curve),
-        "num_tasks": level.num_tasks,
-        "num_training_seeds": level.num_seeds,
+        "num_tasks": returns.num_tasks,
+        "num_training_seeds": returns.num_seeds,
     }
-    return values

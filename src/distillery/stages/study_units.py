@@ -1,0 +1,139 @@
+"""The runs of a study: a composed configuration each, named by hashes of what it depends on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distillery.papers.results import Run
+from distillery.papers.study import Study, Variant
+from distillery.stages.entry import BASELINES, agent_settings, plain
+
+# How something is called or followed, which decides no number.
+_DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
+# Of how something runs, what may change numbers by more than their last digits.
+_DECIDING_RUNTIME = ("bfloat16", "compile")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run to be made.
+
+    Attributes:
+        study: its name.
+        variant: its name.
+        seed: of training and evaluation.
+        config: composed, plain.
+        settings: hash of what decides the result.
+    """
+
+    study: str
+    variant: str
+    seed: int
+    config: dict[str, Any]
+    settings: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.study}/{self.variant} seed {self.seed}"
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hex digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=256)
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Composing takes a while, and the seeds of a variant differ in nothing else."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("distillery.conf", version_base="1.3"):
+        config = compose("config", list(overrides))
+    OmegaConf.resolve(config)
+    return plain(config)
+
+
+def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, bool]]:
+    """What of the runtime is switched on that decides numbers; nothing by default."""
+    on = {name: True for name in _DECIDING_RUNTIME if config["runtime"][name]}
+    return [on] if on else []
+
+
+def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of one run; what is shared is named by what it depends on.
+
+    Raises:
+        ValueError: an override names nothing that exists.
+    """
+    is_baseline = variant.agent in BASELINES
+    overrides = [
+        f"experiment={variant.experiment or study.experiment}",
+        *study.overrides,
+        *variant.overrides,
+        "runtime.progress=false",  # bars of several workers would overwrite each other
+        *extra,
+        f"agent={'ad' if is_baseline else variant.agent}",
+    ]
+    try:
+        config = OmegaConf.create(_composed(tuple(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(f"study '{study.name}', variant '{variant.name}' cannot be composed: {text}") from error
+    config.seed = seed
+    histories = digest(plain(config.tasks), plain(config.sources), plain(config.histories.collection))
+    family = config.tasks["_target_"].split(".")[-2]
+    config.dataset = f"study/{family}-{config.sources['_target_'].split('.')[-2]}-{histories}"
+    reads = None if is_baseline else agent_settings(config).histories
+    training = digest(
+        None if reads is None else histories,
+        plain(config.tasks),
+        plain(config.models),
+        plain(config.training),
+        plain(config.histories.contexts),
+        plain(agent_settings(config)),
+        seed,
+        *_deciding_runtime(config),
+    )
+    config.checkpoint = f"study/{family}-{training}"
+    config.name = f"study/{study.name}/{variant.name}/{seed}"
+    return plain(config)
+
+
+def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> Unit:
+    """What is to be run for one seed of a variant."""
+    config = compose_variant(study, variant, seed, extra)
+    is_baseline = variant.agent in BASELINES
+    decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
+    decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
+    if is_baseline:
+        decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}
+    return Unit(
+        study.name,
+        variant.name,
+        seed,
+        config,
+        digest(variant.agent, variant.attention_at, decides, *_deciding_runtime(config)),
+    )
+
+
+def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
+    """All runs of a study, first seeds first, so that a stopped study has something of everything."""
+    units = [
+        unit_of(study, variant, seed, extra) for variant in study.variants.values() for seed in study.seeds(variant)
+    ]
+    return sorted(units, key=lambda unit: unit.seed)
+
+
+def is_current(study: Study, runs: Sequence[Run]) -> list[bool]:
+    """Of each run, whether it has the study's present settings, on a CPU or with those of ``runtime=cuda``."""
+    present = {(u.variant, u.seed, u.settings) for extra in ((), ("runtime=cuda",)) for u in units_of(study, extra)}
+    return [(run.variant, run.seed, run.settings) in present for run in runs]
