@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distillery.layers.perceptrons import StackedAdam
-from distillery.sources.a2c import A2C, A2CLearners, Stretch, lambda_returns
+from distillery.sources.a2c import A2C, A2CLearners, Stretch
 from distillery.tasks.dark_key_to_door import DarkKeyToDoor
 from distillery.tasks.dark_room import DarkRoom
 
@@ -33,29 +33,6 @@ def record_stretches(learners: A2CLearners, num_episodes: int) -> list[tuple[Str
 
 def of_learner(stretch: Stretch, learner: int) -> Stretch:
     return Stretch(**{name: None if x is None else x[learner : learner + 1] for name, x in vars(stretch).items()})
-
-
-def test_lambda_returns_worked_by_hand() -> None:
-    rewards, ahead = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([10.0, 20.0, 30.0])
-    returns = lambda_returns(rewards, ahead, None, discount=0.5, return_lambda=0.5)
-    # 2 + 15 = 17;   0 + 0.5 * (10 + 8.5) = 9.25;   1 + 0.5 * (5 + 4.625) = 5.8125
-    torch.testing.assert_close(returns, torch.tensor([5.8125, 9.25, 17.0]))
-
-
-def test_lambda_returns_stop_where_the_task_ends() -> None:
-    rewards, ahead = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[10.0, 20.0, 30.0]])
-    continues = torch.tensor([[True, False, True]])
-    returns = lambda_returns(rewards, ahead, continues, discount=0.5, return_lambda=0.5)
-    # 17 as before;   0;   1 + 0.5 * (5 + 0) = 3.5
-    torch.testing.assert_close(returns, torch.tensor([[3.5, 0.0, 17.0]]))
-
-
-def test_lambda_returns_between_one_step_and_all_rewards() -> None:
-    rewards, ahead = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([4.0, 4.0, 8.0])
-    one_step = lambda_returns(rewards, ahead, None, discount=0.5, return_lambda=0.0)
-    torch.testing.assert_close(one_step, torch.tensor([3.0, 3.0, 5.0]))
-    all_rewards = lambda_returns(rewards, ahead, None, discount=0.5, return_lambda=1.0)
-    torch.testing.assert_close(all_rewards, torch.tensor([1 + 0.5 + 0.25 + 1, 1 + 0.5 + 2, 5.0]))
 
 
 @pytest.mark.parametrize("termination", ["never", "at_goal"])

@@ -5,20 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.records import EpisodeBatch, Transition
-from distillery.core.specs import SOLE, Box, Discrete, TaskSpec
-from distillery.sources.dqn import (
-    DQN,
-    DQNLearners,
-    QNetworks,
-    Replay,
-    Sequences,
-    StackedConvolutions,
-    q_lambda_targets,
-)
+from distillery.core.specs import SOLE, Box, TaskSpec
+from distillery.sources.dqn import DQN, DQNLearners
+from distillery.sources.replay import Sequences
 from distillery.tasks.base import TaskBatch
 from distillery.tasks.dark_room import DarkRoom, DarkRoomBatch
 
@@ -67,96 +59,6 @@ class PictureRoom(DarkRoom):
 
     def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> PictureBatch:
         return PictureBatch(self.spec, super().batch(task_ids, seed=seed, device=device))
-
-
-def test_targets_worked_by_hand() -> None:
-    rewards, ahead = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([10.0, 20.0, 30.0])
-    always = torch.ones(3, dtype=torch.bool)
-
-    def targets(continues: Tensor, follows: Tensor) -> Tensor:
-        return q_lambda_targets(rewards, ahead, continues, follows, discount=0.5, return_lambda=0.5)
-
-    # 2 + 15 = 17;   0.5 * (10 + 8.5) = 9.25;   1 + 0.5 * (5 + 4.625) = 5.8125
-    torch.testing.assert_close(targets(always, always), torch.tensor([5.8125, 9.25, 17.0]))
-    # The second step's action is not followed: the first looks no further than the value after it, 1 + 0.5 * 10.
-    not_second = torch.tensor([False, True, True])
-    torch.testing.assert_close(targets(always, not_second), torch.tensor([6.0, 9.25, 17.0]))
-    # The task ends with the second step: 0, and 1 + 0.5 * (5 + 0).
-    torch.testing.assert_close(targets(torch.tensor([True, False, True]), always), torch.tensor([3.5, 0.0, 17.0]))
-
-
-def test_targets_between_one_step_and_all_rewards() -> None:
-    rewards, ahead, always = torch.ones(3), torch.tensor([4.0, 4.0, 8.0]), torch.ones(3, dtype=torch.bool)
-    for return_lambda, expected in ((0.0, [3.0, 3.0, 5.0]), (1.0, [1 + 0.5 + 0.25 + 1, 1 + 0.5 + 2, 5.0])):
-        targets = q_lambda_targets(rewards, ahead, always, always, discount=0.5, return_lambda=return_lambda)
-        torch.testing.assert_close(targets, torch.tensor(expected))
-
-
-def test_stacked_convolutions_are_convolutions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    stacked = StackedConvolutions(3, (7, 5, 2), (4, 6), 1, generator)
-    with torch.no_grad():
-        stacked.parameters.normal_(std=0.2, generator=generator)  # blocks would be the identity
-    images = torch.randn(3, 9, 7, 5, 2, generator=generator)
-    features = stacked(images)
-    assert features.shape == (3, 9, stacked.num_features) == (3, 9, 6 * 2 * 2)
-    for learner, row in enumerate(stacked.parameters.detach()):
-        first, x = 0, images[learner].permute(0, 3, 1, 2)
-
-        def convolve(x: Tensor, size: int, row: Tensor = row) -> Tensor:
-            nonlocal first
-            end = first + size * x.shape[1] * 9
-            weight, bias = row[first:end].view(size, -1, 3, 3), row[end : end + size]
-            first = end + size
-            return F.conv2d(x, weight, bias, padding=1)
-
-        for size in (4, 6):
-            x = F.max_pool2d(convolve(x, size), 3, 2, 1)
-            x = x + convolve(convolve(x.relu(), size).relu(), size)
-        assert first == len(row)
-        torch.testing.assert_close(features[learner], x.relu().flatten(1), rtol=1e-4, atol=1e-4)
-
-
-def test_networks_read_every_part_of_an_observation() -> None:
-    parts = {
-        "where": Discrete((3,)),
-        "eye": Box((4, 4, 1), 0, 255, "uint8"),
-        "speed": Box((2,), -1.0, 1.0),
-    }
-    spec, generator = TaskSpec(parts, Discrete((5,)), 10), torch.Generator().manual_seed(0)
-    networks = QNetworks(DQN(**SMALL), spec, 2, generator)
-    rows = torch.rand(2, 6, 19, generator=generator).round()
-    values = networks(rows)
-    assert values.shape == (2, 6, 5)
-    for column in (0, 3, 18):
-        changed = rows.clone()
-        changed[:, 0, column] = 1 - changed[:, 0, column]
-        assert not torch.isclose(networks(changed)[:, 0], values[:, 0], rtol=0.0, atol=1e-8).all()
-        assert torch.equal(networks(changed)[:, 1:], values[:, 1:])
-    no_image = QNetworks(DQN(**SMALL), replace(spec, observation={"where": Discrete((3,))}), 2, generator)
-    assert len(no_image.parts) == 1
-    two_images = replace(spec, observation=dict.fromkeys(("left", "right"), parts["eye"]))
-    with pytest.raises(ValueError, match="left, right"):
-        QNetworks(DQN(**SMALL), two_images, 2, generator)
-
-
-def test_replay_keeps_the_latest_entries_in_order() -> None:
-    spec = TaskSpec.of_sizes((100,), 7, 3)
-    replay = Replay(5, num_learners=2, num_streams=4, spec=spec, device="cpu")
-    streams, yes = torch.arange(4), torch.ones(4, dtype=torch.bool)
-    for entry in range(8):
-        seen = (entry + 10 * streams)[:, None]
-        replay.append(seen, streams, seen[:, 0].float(), continues=yes, acted=yes if entry % 2 else ~yes)
-    assert replay.num_entries == 5
-    # Of the first learner its second actor from the oldest on, and its first to the newest; of the second likewise.
-    actors, starts = torch.tensor([[1, 0], [0, 1]]), torch.tensor([[0, 2], [2, 0]])
-    drawn = replay.sequences(actors, starts, 3)
-    expected = [[[13, 14, 15], [5, 6, 7]], [[25, 26, 27], [33, 34, 35]]]
-    assert drawn.observations[..., 0].tolist() == expected
-    assert drawn.rewards.long().tolist() == expected
-    assert drawn.actions[..., 0].tolist() == [[1, 0], [2, 3]]
-    assert drawn.acted.tolist() == [[[True, False, True]] * 2] * 2
-    assert drawn.continues.all()
 
 
 def played(termination: str, *, num_episodes: int) -> tuple[DQNLearners, list[EpisodeBatch], Sequences]:

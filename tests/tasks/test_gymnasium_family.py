@@ -12,7 +12,8 @@ from gymnasium.wrappers import TimeLimit
 from distillery.core.rollouts import play_episode, random_actions
 from distillery.core.seeding import numpy_generator, torch_generator
 from distillery.core.specs import Box, Discrete
-from distillery.tasks.gymnasium_family import GymnasiumBatch, GymnasiumFamily, draw_variations
+from distillery.tasks.gymnasium_family import GymnasiumBatch, GymnasiumFamily
+from distillery.tasks.variations import draw_variations
 
 FEW = {"num_train": 4, "num_validation": 1, "num_held_out": 1}
 CARTPOLE = {
@@ -209,9 +210,10 @@ def test_arguments_come_before_attributes() -> None:
 def test_tasks_depend_on_settings_alone() -> None:
     first, again = (GymnasiumFamily(**CARTPOLE, **FEW).variations for _ in range(2))
     assert first == again
-    assert first != GymnasiumFamily(**CARTPOLE, **FEW, task_seed=1).variations
+    for other in ({"task_seed": 1}, {"split_seed": 1}):
+        assert first != GymnasiumFamily(**CARTPOLE, **FEW, **other).variations
     gravity = {"gravity": CARTPOLE["variations"]["gravity"]}
-    alone = draw_variations(gravity, 6, seed=0, distinct=True)
+    alone = GymnasiumFamily(**CARTPOLE | {"variations": gravity}, **FEW).variations
     assert [task["gravity"] for task in alone] == [task["gravity"] for task in first]
     drawn = draw_variations(CARTPOLE["variations"], 500, seed=0, distinct=True)
     for name, values in CARTPOLE["variations"].items():
@@ -239,6 +241,40 @@ def test_splits_and_oracle() -> None:
     assert family.oracle_returns().tolist() == [40.0] * 15
     with pytest.raises(ValueError, match="knows no best actions"):
         family.batch(np.array([0]), seed=0).oracle_actions()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variations": {"gravity": {"low": 5.0, "high": 15.0}}},
+        {
+            "variations": {
+                "gravity": [1.0 * gravity for gravity in range(1, 10)],
+                "length": [0.1 * i for i in range(1, 8)],
+            }
+        },
+        {"variations": {"gravity": {"low": 5.0, "high": 15.0}, "force_mag": [-10.0, 5.0, 10.0]}},
+        {"variations": {"force_mag": [-10.0, 5.0, 10.0]}, "fixed_reset_seed": True},
+    ],
+    ids=("range", "lists", "both", "layouts"),
+)
+def test_held_out_tasks_do_not_depend_on_how_many_are_trained_on(changes: dict) -> None:
+    few, many = (
+        GymnasiumFamily(**CARTPOLE | changes, num_train=num_train, num_validation=8, num_held_out=8)
+        for num_train in (16, 32)
+    )
+
+    def tasks(family: GymnasiumFamily, split: str) -> list[tuple]:
+        seeds = np.zeros(family.num_tasks) if family.reset_seeds is None else family.reset_seeds
+        return [(seeds[task], *family.variations[task].values()) for task in family.task_ids(split)]
+
+    for split in ("held_out", "validation"):
+        assert np.array_equal(few.task_ids(split), many.task_ids(split))
+        assert tasks(few, split) == tasks(many, split)
+        assert not set(tasks(few, split)) & set(tasks(many, "train"))
+    assert not set(tasks(many, "held_out")) & set(tasks(many, "validation"))
+    assert tasks(few, "train") == tasks(many, "train")[:16]
+    assert len(set(tasks(many, "train"))) == 32
 
 
 @pytest.mark.parametrize("fixed", [True, False])

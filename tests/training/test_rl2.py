@@ -13,13 +13,15 @@ from distillery.core.records import Transition
 from distillery.core.specs import Box, Discrete, TaskSpec
 from distillery.evaluation.in_context import InContextEvaluation
 from distillery.layers.actions import log_probability
+from distillery.layers.value_head import ValueHead
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.models.lstm import LSTMModel
 from distillery.tasks.base import TaskBatch, TaskDistribution
 from distillery.tasks.dark_room import DarkRoom
 from distillery.training.distributed import Workers
 from distillery.training.loop import Schedule, fit
-from distillery.training.rl2 import RL2Learner, ValueHead, estimate_advantages
+from distillery.training.rl2 import RL2Learner
+from distillery.training.trials import estimate_advantages
 
 ROOM = {"width": 3, "height": 3, "episode_steps": 5, "num_validation": 1, "num_held_out": 1}
 FEW = {"batch_tasks": 8, "episodes_per_trial": 3, "num_minibatches": 2, "seed": 4}

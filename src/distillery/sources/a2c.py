@@ -47,6 +47,7 @@ from torch.nn.functional import one_hot
 
 from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
+from distillery.core.returns import lambda_returns
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
 from distillery.layers.perceptrons import StackedAdam, StackedPerceptrons
@@ -111,9 +112,9 @@ class A2C(Source):
             hidden_size=hidden_size,
         )
         require_fraction("a2c", discount=discount, return_lambda=return_lambda)
-        require_positive("a2c", learning_rate=learning_rate, adam_epsilon=adam_epsilon)
-        if max_gradient_norm is not None:
-            require_positive("a2c", max_gradient_norm=max_gradient_norm)
+        require_positive(
+            "a2c", learning_rate=learning_rate, adam_epsilon=adam_epsilon, max_gradient_norm=max_gradient_norm
+        )
         for name, value in (("entropy_weight", entropy_weight), ("value_weight", value_weight)):
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"a2c {name} must not be negative, got {value}")
@@ -137,29 +138,6 @@ class A2C(Source):
             ValueError: states are not numbered, or what is to be read is not whole numbers.
         """
         return A2CLearners(self, tasks, task_ids, seed=seed, device=device)
-
-
-def lambda_returns(
-    rewards: Tensor, values_ahead: Tensor, continues: Tensor | None, *, discount: float, return_lambda: float
-) -> Tensor:
-    """What each step is worth, by rewards and by values of the states they led to.
-
-    Args:
-        rewards: (..., T).
-        values_ahead: (..., T) values of the state after each step; the last one closes the stretch.
-        continues: (..., T) bool, False where the task ended; None says that it never did.
-        discount: from 0 to 1.
-        return_lambda: from 0, the next value is all that counts, to 1, the rewards are.
-    """
-    returns = torch.empty_like(rewards)
-    ahead = values_ahead[..., -1]
-    for step in range(rewards.shape[-1] - 1, -1, -1):
-        ahead = torch.lerp(values_ahead[..., step], ahead, return_lambda)
-        if continues is not None:
-            ahead = ahead * continues[..., step]
-        ahead = torch.add(rewards[..., step], ahead, alpha=discount)
-        returns[..., step] = ahead
-    return returns
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ def require_counts(source: str, **values: int) -> None:
             raise ValueError(f"{source} {name} must be at least 1, got {value}")
 
 
-def require_positive(source: str, **values: float) -> None:
-    """Raises ValueError naming the setting unless every value is above 0 and finite."""
+def require_positive(source: str, **values: float | None) -> None:
+    """Raises ValueError naming the setting unless every value is above 0 and finite; None is let pass."""
     for name, value in values.items():
-        if not 0.0 < value < math.inf:
+        if value is not None and not 0.0 < value < math.inf:
             raise ValueError(f"{source} {name} must be above 0 and finite, got {value}")
 
 

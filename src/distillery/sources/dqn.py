@@ -23,26 +23,22 @@ paper prints no number of updates, no number of residual blocks and no width of 
 A run repeats exactly (on a GPU only under ``torch.use_deterministic_algorithms(True)``).
 
 Letters: L learners, N actors of each, E = L * N streams, T environment steps of an episode, B sequences, S entries of
-a sequence, D numbers of an observation, C capacity in entries, A actions, F features, P weights of one network.
+a sequence, A actions.
 """
 
 import copy
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch, Transition
+from distillery.core.returns import lambda_returns
 from distillery.core.rollouts import play_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.core.specs import Box, TaskSpec, torch_dtype
-from distillery.layers.embeddings import scaled_to_unit
-from distillery.layers.perceptrons import RowInputs, StackedAdam, StackedPerceptrons
+from distillery.layers.perceptrons import StackedAdam
 from distillery.sources.base import (
     Learners,
     Source,
@@ -52,6 +48,8 @@ from distillery.sources.base import (
     require_fraction,
     require_positive,
 )
+from distillery.sources.q_networks import QNetworks
+from distillery.sources.replay import Replay, Sequences
 
 
 class DQN(Source):
@@ -113,38 +111,6 @@ class DQN(Source):
         num_layers: int = 1,
         hidden_size: int = 256,
     ) -> None:
-        require_counts(
-            "dqn",
-            num_episodes=num_episodes,
-            num_actors=num_actors,
-            rollout_steps=rollout_steps,
-            batch_size=batch_size,
-            updates_per_rollout=updates_per_rollout,
-            target_every_updates=target_every_updates,
-            num_layers=num_layers,
-            hidden_size=hidden_size,
-        )
-        require_fraction("dqn", replay_fraction=replay_fraction, discount=discount, return_lambda=return_lambda)
-        require_fraction(
-            "dqn", epsilon_start=epsilon_start, epsilon_end=epsilon_end, epsilon_fraction=epsilon_fraction
-        )
-        require_positive("dqn", learning_rate=learning_rate, adam_epsilon=adam_epsilon)
-        require_betas("dqn", adam_betas)
-        if max_gradient_norm is not None:
-            require_positive("dqn", max_gradient_norm=max_gradient_norm)
-        if not 0 <= overlap_steps < rollout_steps:
-            raise ValueError(f"dqn overlap_steps must be from 0 to below {rollout_steps=}, got {overlap_steps}")
-        if replay_steps <= num_actors * rollout_steps:
-            raise ValueError(
-                f"dqn replay_steps must be above {num_actors=} times {rollout_steps=}, so that every actor has a "
-                f"sequence to replay, got {replay_steps}"
-            )
-        if trace not in ("peng", "watkins"):
-            raise ValueError(f"dqn trace must be peng or watkins, got {trace!r}")
-        if not channels or min(channels) < 1:
-            raise ValueError(f"dqn channels must be positive and at least one, got {list(channels)}")
-        if num_residual_blocks < 0:
-            raise ValueError(f"dqn num_residual_blocks must not be negative, got {num_residual_blocks}")
         self.num_episodes, self.num_actors = num_episodes, num_actors
         self.rollout_steps, self.overlap_steps, self.batch_size = rollout_steps, overlap_steps, batch_size
         self.replay_fraction, self.replay_steps = replay_fraction, replay_steps
@@ -155,6 +121,54 @@ class DQN(Source):
         self.max_gradient_norm = max_gradient_norm
         self.channels, self.num_residual_blocks = tuple(channels), num_residual_blocks
         self.num_layers, self.hidden_size = num_layers, hidden_size
+        self._require_settings()
+
+    def _require_settings(self) -> None:
+        """Raises ValueError unless every setting is in range."""
+        require_counts(
+            "dqn",
+            num_episodes=self.num_episodes,
+            num_actors=self.num_actors,
+            rollout_steps=self.rollout_steps,
+            batch_size=self.batch_size,
+            updates_per_rollout=self.updates_per_rollout,
+            target_every_updates=self.target_every_updates,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+        )
+        require_fraction(
+            "dqn",
+            replay_fraction=self.replay_fraction,
+            discount=self.discount,
+            return_lambda=self.return_lambda,
+            epsilon_start=self.epsilon_start,
+            epsilon_end=self.epsilon_end,
+            epsilon_fraction=self.epsilon_fraction,
+        )
+        require_positive(
+            "dqn",
+            learning_rate=self.learning_rate,
+            adam_epsilon=self.adam_epsilon,
+            max_gradient_norm=self.max_gradient_norm,
+        )
+        require_betas("dqn", self.adam_betas)
+        if not 0 <= self.overlap_steps < self.rollout_steps:
+            raise ValueError(
+                f"dqn overlap_steps must be from 0 to below rollout_steps={self.rollout_steps}, "
+                f"got {self.overlap_steps}"
+            )
+        if self.replay_steps <= self.num_actors * self.rollout_steps:
+            raise ValueError(
+                f"dqn replay_steps must be above num_actors={self.num_actors} times "
+                f"rollout_steps={self.rollout_steps}, so that every actor has a sequence to replay, "
+                f"got {self.replay_steps}"
+            )
+        if self.trace not in ("peng", "watkins"):
+            raise ValueError(f"dqn trace must be peng or watkins, got {self.trace!r}")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"dqn channels must be positive and at least one, got {list(self.channels)}")
+        if self.num_residual_blocks < 0:
+            raise ValueError(f"dqn num_residual_blocks must not be negative, got {self.num_residual_blocks}")
 
     def epsilon(self, episode: int) -> float:
         """Chance of a random action in the given episode, counted from 0."""
@@ -177,218 +191,6 @@ class DQN(Source):
         return DQNLearners(self, tasks, task_ids, seed=seed, device=device)
 
 
-def q_lambda_targets(
-    rewards: Tensor, values_ahead: Tensor, continues: Tensor, follows: Tensor, *, discount: float, return_lambda: float
-) -> Tensor:
-    """(..., T) what each step's action is worth.
-
-    Args:
-        rewards: (..., T).
-        values_ahead: (..., T) highest value of what was seen after each step; the last one closes the sequence.
-        continues: (..., T) bool, False where the task ended.
-        follows: (..., T) bool, whether the next entry's target may speak for it; that of the last is not read.
-        discount: from 0 to 1.
-        return_lambda: from 0, the next value is all that counts, to 1, the next target is.
-    """
-    targets = torch.empty_like(rewards)
-    ahead = values_ahead[..., -1]
-    for step in range(rewards.shape[-1] - 1, -1, -1):
-        if step < rewards.shape[-1] - 1:
-            value = values_ahead[..., step]
-            ahead = torch.where(follows[..., step], value.lerp(targets[..., step + 1], return_lambda), value)
-        targets[..., step] = rewards[..., step] + discount * ahead * continues[..., step]
-    return targets
-
-
-class StackedConvolutions:
-    """L residual networks of one shape, from an image to features: grouped convolutions, a group to each learner.
-
-    A section is a convolution, a pooling 3/2 and residual blocks of two convolutions, each of which begins as the
-    identity. All kernels are 3x3 with stride 1.
-
-    Attributes:
-        parameters: (L, P) float32, requires grad; one row holds all weights and biases of one network.
-        num_features: F.
-    """
-
-    def __init__(
-        self,
-        num_learners: int,
-        image_shape: Sequence[int],
-        channels: Sequence[int],
-        num_blocks: int,
-        generator: torch.Generator,
-    ) -> None:
-        """Draws first weights.
-
-        Args:
-            num_learners: L.
-            image_shape: height, width, channels.
-            channels: of each section.
-            num_blocks: residual blocks of each section.
-            generator: draws the weights, and gives the device.
-        """
-        self._shapes: list[tuple[int, int]] = []  # channels out, channels in
-        self._num_blocks, self._num_sections = num_blocks, len(channels)
-        rows = []
-        height, width, size_in = image_shape
-        for size in channels:
-            for layer in range(1 + 2 * num_blocks):
-                is_last_of_block = layer > 0 and layer % 2 == 0
-                scale = 0.0 if is_last_of_block else math.sqrt(2.0 / (9 * size_in))
-                shape = (num_learners, size * size_in * 9)
-                rows.append(torch.randn(shape, generator=generator, device=generator.device) * scale)
-                rows.append(rows[-1].new_zeros(num_learners, size))
-                self._shapes.append((size, size_in))
-                size_in = size
-            height, width = (height + 1) // 2, (width + 1) // 2
-        self.num_features = height * width * size_in
-        self.parameters = torch.cat(rows, 1).requires_grad_()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(L, B, F) from (L, B, height, width, channels)."""
-        num_learners = len(images)
-        sizes = [size for out, into in self._shapes for size in (out * into * 9, out)]
-        pieces = iter(self.parameters.split(sizes, 1))
-        shapes = iter(self._shapes)
-
-        def convolve(x: Tensor) -> Tensor:
-            weight = next(pieces).reshape(-1, next(shapes)[1], 3, 3)  # (L * out, in, 3, 3)
-            return F.conv2d(x, weight, next(pieces).flatten(), padding=1, groups=num_learners)
-
-        x = images.permute(1, 0, 4, 2, 3).flatten(1, 2)  # (B, L * channels, height, width)
-        for _ in range(self._num_sections):
-            x = F.max_pool2d(convolve(x), 3, stride=2, padding=1)
-            for _ in range(self._num_blocks):
-                x = x + convolve(convolve(x.relu()).relu())
-        return x.relu().unflatten(1, (num_learners, -1)).flatten(2).transpose(0, 1)
-
-
-class QNetworks:
-    """L networks of one shape, from observations to the values of A actions.
-
-    An image goes through convolutions; what else an observation holds stands beside their features.
-
-    Attributes:
-        parts: the stacked networks it is made of.
-    """
-
-    def __init__(self, source: DQN, spec: TaskSpec, num_learners: int, generator: torch.Generator) -> None:
-        stretches = spec.stretches()
-        images = {name: x for name, x in spec.observation.items() if isinstance(x, Box) and len(x.shape) == 3}
-        others = {name: space for name, space in spec.observation.items() if name not in images}
-        if len(images) > 1:
-            raise ValueError(f"dqn reads one image at a time, but an observation holds {', '.join(images)}")
-        num_inputs = num_active = 0
-        self._torso: StackedConvolutions | None = None
-        for name, self._image in images.items():
-            self._pixels = stretches[name]
-            shape = self._image.shape
-            self._torso = StackedConvolutions(
-                num_learners, shape, source.channels, source.num_residual_blocks, generator
-            )
-            num_inputs = num_active = self._torso.num_features
-        self._rows: RowInputs | None = None
-        if others:
-            self._rows = RowInputs(replace(spec, observation=others))
-            self._columns = [column for name in others for column in range(spec.observation_width)[stretches[name]]]
-            num_inputs, num_active = num_inputs + self._rows.width, num_active + self._rows.num_active
-        sizes = (num_inputs, *[source.hidden_size] * source.num_layers, spec.num_actions)
-        self._head = StackedPerceptrons(num_learners, sizes, num_active, generator)
-        self.parts: list[StackedConvolutions | StackedPerceptrons] = [self._head]
-        if self._torso is not None:
-            self.parts.append(self._torso)
-
-    def __call__(self, observations: Tensor) -> Tensor:
-        """(L, B, A) from (L, B, D) of any type."""
-        inputs = []
-        if self._torso is not None:
-            pixels = scaled_to_unit(self._image, observations[..., self._pixels], torch.float32)
-            inputs.append(self._torso(pixels.unflatten(-1, self._image.shape)))
-        if self._rows is not None:
-            inputs.append(self._rows(observations[..., self._columns]))
-        return self._head.outputs(torch.cat(inputs, -1))
-
-    @torch.no_grad()
-    def copy_to(self, other: "QNetworks") -> None:
-        """Gives another of the same shape these weights."""
-        for mine, theirs in zip(self.parts, other.parts, strict=True):
-            theirs.parameters.copy_(mine.parameters)
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """B stretches of S consecutive entries of L learners' streams.
-
-    Attributes:
-        observations: (L, B, S, D) of `TaskSpec.stored_dtype`.
-        actions: (L, B, S) int64.
-        rewards: (L, B, S) float32, given after the action.
-        continues: (L, B, S) bool, False where the action ended the task.
-        acted: (L, B, S) bool, False where there was no action to learn from: at the last look of an episode, and
-            after an early end.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    continues: Tensor
-    acted: Tensor
-
-
-class Replay:
-    """The latest C entries of E streams: every step, and the last look of every episode.
-
-    Args:
-        capacity: C.
-        num_learners: L; the streams of a learner stand next to each other.
-        num_streams: E.
-        spec: of the observations.
-        device: where it lies.
-    """
-
-    def __init__(
-        self, capacity: int, *, num_learners: int, num_streams: int, spec: TaskSpec, device: torch.device | str
-    ) -> None:
-        shape = (capacity, num_streams)
-        dtype = torch_dtype(spec.stored_dtype)
-        self._capacity, self._num_appended, self._num_learners = capacity, 0, num_learners
-        self._observations = torch.zeros((*shape, spec.observation_width), dtype=dtype, device=device)
-        self._actions = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._rewards = torch.zeros(shape, device=device)
-        self._flags = torch.zeros((*shape, 2), dtype=torch.bool, device=device)  # continues, acted
-        self._first_stream = torch.arange(num_learners, device=device)[:, None] * (num_streams // num_learners)
-
-    @property
-    def num_entries(self) -> int:
-        """Entries of each stream that are still there."""
-        return min(self._num_appended, self._capacity)
-
-    def append(
-        self, observations: Tensor, actions: Tensor, rewards: Tensor, *, continues: Tensor, acted: Tensor
-    ) -> None:
-        """Adds an entry to every stream: (E, D), then (E,) each."""
-        at = self._num_appended % self._capacity
-        self._observations[at] = observations.to(self._observations.dtype)
-        self._actions[at], self._rewards[at] = actions, rewards
-        self._flags[at, :, 0], self._flags[at, :, 1] = continues, acted
-        self._num_appended += 1
-
-    def sequences(self, actors: Tensor, starts: Tensor, length: int) -> Sequences:
-        """Stretches of so many entries of some actors of each learner, (L, B), from starts, (L, B), 0 the oldest."""
-        oldest = self._num_appended - self.num_entries
-        entries = (oldest + starts[..., None] + torch.arange(length, device=starts.device)) % self._capacity
-        streams = (self._first_stream + actors)[..., None]
-        continues, acted = self._flags[entries, streams].unbind(-1)
-        return Sequences(
-            self._observations[entries, streams],
-            self._actions[entries, streams],
-            self._rewards[entries, streams],
-            continues,
-            acted,
-        )
-
-
 class DQNLearners(Learners):
     """L learners, and the environments of their L * N actors; actor n of learner l is stream ``l * N + n``."""
 
@@ -406,7 +208,15 @@ class DQNLearners(Learners):
         self._batch = tasks.batch(self.task_ids, seed=stream_seed(seed, "tasks"), device=device)
         self._generator = torch_generator(seed, "dqn", device=device)
         spec = self._batch.spec
-        self._networks = QNetworks(source, spec, self._num_learners, self._generator)
+        self._networks = QNetworks(
+            self._num_learners,
+            spec,
+            self._generator,
+            channels=source.channels,
+            num_residual_blocks=source.num_residual_blocks,
+            num_layers=source.num_layers,
+            hidden_size=source.hidden_size,
+        )
         self._target = copy.deepcopy(self._networks)
         self._adams = [
             StackedAdam(
@@ -456,13 +266,11 @@ class DQNLearners(Learners):
         follows = sequences.acted
         if self._source.trace == "watkins":
             follows = follows & (sequences.actions == likes)
-        return q_lambda_targets(
+        return lambda_returns(
             sequences.rewards[..., :-1],
             values[..., 1:],
-            sequences.continues[..., :-1],
-            follows[..., 1:],
-            discount=self._source.discount,
-            return_lambda=self._source.return_lambda,
+            discount=self._source.discount * sequences.continues[..., :-1],
+            return_lambda=self._source.return_lambda * follows[..., 1:],
         )
 
     def _losses(self, sequences: Sequences) -> Tensor:

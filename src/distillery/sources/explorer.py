@@ -36,7 +36,7 @@ from distillery.core.protocols import TabularTaskBatch, TaskBatch, TaskDistribut
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_fraction, require_tabular
+from distillery.sources.base import Learners, Source, require_counts, require_fraction, require_tabular
 
 _TIE = 1e-5  # worth this close counts as equal
 
@@ -72,10 +72,7 @@ class Explorer(Source):
         bonus_weight: float = 0.5,
         reward_of: str = "arrival",
     ) -> None:
-        if num_episodes < 1 or num_sweeps < 1:
-            raise ValueError(
-                f"explorer num_episodes and num_sweeps must be at least 1, got {num_episodes} and {num_sweeps}"
-            )
+        require_counts("explorer", num_episodes=num_episodes, num_sweeps=num_sweeps)
         require_fraction("explorer", discount=discount, optimism=optimism)
         if optimism == 0.0:
             raise ValueError("explorer optimism must be above 0, got 0: nothing would draw it to unseen states")

@@ -23,7 +23,7 @@ from distillery.core.protocols import TaskBatch, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_episode, random_actions
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, require_fraction
+from distillery.sources.base import Learners, Source, require_counts, require_fraction
 
 SCHEDULES = ("linear", "exponential", "cosine")
 UNITS = ("step", "episode")
@@ -54,8 +54,7 @@ class NoiseAnnealed(Source):
         schedule: str = "linear",
         anneal_every: str = "step",
     ) -> None:
-        if num_episodes < 1:
-            raise ValueError(f"noise_annealed num_episodes must be at least 1, got {num_episodes}")
+        require_counts("noise_annealed", num_episodes=num_episodes)
         require_fraction(
             "noise_annealed", epsilon_start=epsilon_start, epsilon_end=epsilon_end, epsilon_fraction=epsilon_fraction
         )

@@ -41,12 +41,12 @@ from torch import Tensor
 
 from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch, Transition
+from distillery.core.returns import lambda_returns
 from distillery.core.rollouts import play_episode
 from distillery.core.seeding import stream_seed, torch_generator
 from distillery.layers.actions import entropy, likeliest, log_probability, num_action_parameters, sample
 from distillery.layers.perceptrons import RowInputs, StackedAdam, StackedPerceptrons
-from distillery.sources.a2c import lambda_returns
-from distillery.sources.base import Learners, Source, require_fraction
+from distillery.sources.base import Learners, Source, require_betas, require_counts, require_fraction, require_positive
 
 # Where nobody has met a reward yet, advantages are noise; scaled up to 1 it would settle the policy by chance.
 LEAST_DEVIATION = 0.1
@@ -98,33 +98,28 @@ class PPO(Source):
         adam_epsilon: float = 1e-5,
         max_gradient_norm: float | None = 0.5,
     ) -> None:
-        counts = {
-            "num_episodes": num_episodes,
-            "num_actors": num_actors,
-            "rollout_steps": rollout_steps,
-            "num_epochs": num_epochs,
-            "num_minibatches": num_minibatches,
-            "num_layers": num_layers,
-            "hidden_size": hidden_size,
-        }
-        positive = {
-            "learning_rate": learning_rate,
-            "clip_range": clip_range,
-            "reward_scale": reward_scale,
-            "adam_epsilon": adam_epsilon,
-            "max_gradient_norm": 1.0 if max_gradient_norm is None else max_gradient_norm,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"ppo {name} must be at least 1, got {count}")
-        for name, value in positive.items():
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"ppo {name} must be above 0 and finite, got {value}")
+        require_counts(
+            "ppo",
+            num_episodes=num_episodes,
+            num_actors=num_actors,
+            rollout_steps=rollout_steps,
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
+            num_layers=num_layers,
+            hidden_size=hidden_size,
+        )
+        require_positive(
+            "ppo",
+            learning_rate=learning_rate,
+            clip_range=clip_range,
+            reward_scale=reward_scale,
+            adam_epsilon=adam_epsilon,
+            max_gradient_norm=max_gradient_norm,
+        )
         require_fraction("ppo", discount=discount, return_lambda=return_lambda)
         if not 0.0 <= entropy_weight < math.inf:
             raise ValueError(f"ppo entropy_weight must not be negative, got {entropy_weight}")
-        if len(adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in adam_betas):
-            raise ValueError(f"ppo adam_betas must be two numbers from 0 to below 1, got {adam_betas}")
+        require_betas("ppo", adam_betas)
         self.num_episodes, self.num_actors, self.rollout_steps = num_episodes, num_actors, rollout_steps
         self.num_epochs, self.num_minibatches, self.learning_rate = num_epochs, num_minibatches, learning_rate
         self.clip_range, self.discount, self.return_lambda = clip_range, discount, return_lambda

@@ -21,7 +21,7 @@ from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source, falling, require_fraction, require_tabular
+from distillery.sources.base import Learners, Source, falling, require_counts, require_fraction, require_tabular
 
 
 class QLearning(Source):
@@ -49,8 +49,7 @@ class QLearning(Source):
         epsilon_fraction: float = 0.6,
         initial_value: float = 0.0,
     ) -> None:
-        if num_episodes < 1:
-            raise ValueError(f"q_learning num_episodes must be at least 1, got {num_episodes}")
+        require_counts("q_learning", num_episodes=num_episodes)
         require_fraction(
             "q_learning",
             learning_rate=learning_rate,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distillery.core.protocols import TaskDistribution
-from distillery.sources.base import Source
+from distillery.sources.base import Source, require_counts
 from distillery.sources.ucb import BanditLearners
 
 # All of them are rejected once in 60 million draws; the last one is then taken as it is.
@@ -33,8 +33,7 @@ class ThompsonSampling(Source):
     """
 
     def __init__(self, *, num_episodes: int) -> None:
-        if num_episodes < 1:
-            raise ValueError(f"thompson num_episodes must be at least 1, got {num_episodes}")
+        require_counts("thompson", num_episodes=num_episodes)
         self.num_episodes = num_episodes
 
     def score(self, pulls: Tensor, sums: Tensor, generator: torch.Generator) -> Tensor:

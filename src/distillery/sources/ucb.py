@@ -32,7 +32,7 @@ from distillery.core.protocols import TabularTaskBatch, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
-from distillery.sources.base import Learners, Source
+from distillery.sources.base import Learners, Source, require_counts
 
 Score = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -46,8 +46,7 @@ class UCB(Source):
     """
 
     def __init__(self, *, num_episodes: int, confidence: float = 0.5) -> None:
-        if num_episodes < 1:
-            raise ValueError(f"ucb num_episodes must be at least 1, got {num_episodes}")
+        require_counts("ucb", num_episodes=num_episodes)
         if not 0.0 <= confidence < math.inf:
             raise ValueError(f"ucb confidence must be finite and not negative, got {confidence}")
         self.num_episodes, self.confidence = num_episodes, confidence

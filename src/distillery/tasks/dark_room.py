@@ -133,7 +133,10 @@ def action_permutations(num_permutations: int) -> np.ndarray:
 class DarkRoom(TaskDistribution):
     """Dark Room with one task per goal cell; task ``x + width * y`` has its goal at ``(x, y)``.
 
-    With P permutations of the actions there are P times as many: task ``cell + width * height * p`` has the p-th.
+    With P permutations of the actions there are P times as many: task ``cell + width * height * p`` has the p-th. What
+    is split is then pairs of goal and permutation: no held-out pair is trained on, but its goal is, with other
+    permutations, and so is its permutation, with other goals. ``split=halves`` holds goals apart, with all their
+    permutations.
 
     Args:
         width: cells along x.
@@ -143,7 +146,7 @@ class DarkRoom(TaskDistribution):
         start: ``centre``, ``random`` each episode, or a cell ``[x, y]``.
         walls: ``clip`` (a step into a wall stays) or ``wrap`` (the room is a torus).
         termination: ``never`` (episodes always last `episode_steps`) or ``at_goal``.
-        num_action_permutations: P, from 1 (actions do what they are called) to 120.
+        num_action_permutations: P, from 1 (actions do what they are called) to 120; held out are pairs, see above.
         split: ``stratified`` (held-out goals lie between the others) or ``halves`` (they lie in the right half of the
             room, all others in the left one, to which a middle column belongs).
         num_train: tasks to train on; None for all that are left.

@@ -13,9 +13,8 @@ Letters: E parallel environments, D numbers of an observation.
 
 import importlib
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -25,18 +24,12 @@ from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 
 from distillery.core.records import Transition
-from distillery.core.seeding import numpy_generator
+from distillery.core.seeding import numpy_generator, stream_seed
 from distillery.core.specs import TaskSpec
 from distillery.tasks.base import TaskBatch, TaskDistribution, require_task_ids
 from distillery.tasks.spaces import ActionRows, ObservationRows
+from distillery.tasks.variations import draw_variations, set_attributes
 
-# What environments work out once, when they are made, from attributes that may be varied later; by their class.
-DERIVED: dict[str, dict[str, Callable[[Any], float]]] = {
-    "CartPoleEnv": {
-        "total_mass": lambda env: env.masspole + env.masscart,
-        "polemass_length": lambda env: env.masspole * env.length,
-    },
-}
 _OWN_ARGUMENTS = {"id": "env_id", "max_episode_steps": "episode_steps", "disable_env_checker": None}
 _SEEDS = 2**31
 
@@ -46,10 +39,12 @@ class GymnasiumFamily(TaskDistribution):
 
     What is varied is an argument of the environment's constructor if it has one of that name, otherwise an attribute,
     set once the environment is made. An attribute changes only what the environment reads at every step; what it has
-    worked out from others (CartPole's total mass) is recomputed for the classes in `DERIVED`.
+    worked out from others (CartPole's total mass) is recomputed for the classes in `variations.DERIVED`.
 
     Tasks are drawn when the family is built and depend on its settings alone. If there are but lists to draw from,
-    no two tasks are alike, so that none that is held out was trained on.
+    no two tasks are alike, so that none that is held out was trained on. Held-out tasks have the first numbers, those
+    for validation the next, and those to train on the last: another `num_train` adds or removes tasks at the end and
+    leaves all others what they are.
 
     Args:
         env_id: as `gymnasium.make` knows it.
@@ -68,7 +63,7 @@ class GymnasiumFamily(TaskDistribution):
         num_validation: tasks that select checkpoints and hyper-parameters.
         num_held_out: tasks that are reported.
         task_seed: seed of what the tasks are.
-        split_seed: seed of the split by task.
+        split_seed: likewise, for a split by chance is made by drawing: another one draws every split anew.
 
     Attributes:
         variations: (num_tasks,) list, what is varied in each task, by name.
@@ -111,16 +106,17 @@ class GymnasiumFamily(TaskDistribution):
             raise ValueError(f"gymnasium_family reward_scale must be above 0, got {reward_scale}")
         self.reward_offset, self.reward_scale = float(reward_offset), float(reward_scale)
         self.num_tasks = num_train + num_validation + num_held_out
-        self.splits()
+        self._checked_num_train(0)
         self.env_id, self.best_return, self._make = env_id, float(best_return), dict(make or {})
         for name, ours in _OWN_ARGUMENTS.items():
             if name in self._make:
                 raise ValueError(f"gymnasium_family make has '{name}'; {f'set {ours}' if ours else 'leave it out'}")
         _import(modules)
+        seed = stream_seed(task_seed, "gymnasium_family", split_seed)
         self.variations = draw_variations(
-            dict(variations or {}), self.num_tasks, seed=task_seed, distinct=not fixed_reset_seed
+            dict(variations or {}), self.num_tasks, seed=seed, distinct=not fixed_reset_seed
         )
-        draws = numpy_generator(task_seed, "reset_seeds").integers(_SEEDS, size=self.num_tasks)
+        draws = numpy_generator(seed, "reset_seeds").integers(_SEEDS, size=self.num_tasks)
         self.reset_seeds = draws if fixed_reset_seed else None
         self._arguments: frozenset[str] = self._constructor_arguments()
         self._drop, self._episode_steps = tuple(drop_observation_parts), episode_steps
@@ -153,7 +149,7 @@ class GymnasiumFamily(TaskDistribution):
             raise ValueError(
                 f"gymnasium_family env_id={self.env_id!r} cannot be made with {arguments}: {error}"
             ) from error
-        _set_attributes(env.unwrapped, {name: value for name, value in varied.items() if name not in self._arguments})
+        set_attributes(env.unwrapped, {name: value for name, value in varied.items() if name not in self._arguments})
         return env
 
     def _look_at(self, env: gymnasium.Env) -> tuple[TaskSpec, ObservationRows, ActionRows]:
@@ -192,6 +188,13 @@ class GymnasiumFamily(TaskDistribution):
             )
         return env
 
+    def splits(self) -> dict[str, np.ndarray]:
+        """Task ids of each split; see `TaskDistribution.splits`. Tests are numbered first, so that they stay."""
+        held_out, validation, train = np.split(
+            np.arange(self.num_tasks), np.cumsum([self.num_held_out, self.num_validation])
+        )
+        return {"train": train, "validation": validation, "held_out": held_out}
+
     def oracle_returns(self) -> np.ndarray:
         """`best_return` for every task."""
         return np.full(self.num_tasks, self.best_return)
@@ -210,79 +213,6 @@ def _import(modules: Sequence[str]) -> None:
                 f"gymnasium_family modules names {module!r}, which cannot be imported ({error}); install it, for "
                 "example with pip install 'distillery[environments]'"
             ) from error
-
-
-def _set_attributes(env: Any, values: Mapping[str, Any]) -> None:
-    """Sets attributes of an environment, and those that it derives from them.
-
-    Raises:
-        ValueError: there is no such attribute.
-    """
-    for name, value in values.items():
-        if not hasattr(env, name):
-            raise ValueError(
-                f"gymnasium_family variations names '{name}', which is neither an argument nor an attribute of "
-                f"{type(env).__name__}"
-            )
-        setattr(env, name, value)
-    derived = [DERIVED.get(cls.__name__, {}) for cls in type(env).__mro__]
-    for name, derive in (item for attributes in derived for item in attributes.items()):
-        if name not in values:
-            setattr(env, name, derive(env))
-
-
-def draw_variations(
-    variations: Mapping[str, Any], num_tasks: int, *, seed: int, distinct: bool
-) -> list[dict[str, Any]]:
-    """What is varied in each task, by name.
-
-    Args:
-        variations: by name, a list of values or a mapping of `low` and `high`.
-        num_tasks: how many to draw.
-        seed: of the draws; each name has a stream of its own.
-        distinct: whether tasks that have nothing but lists to differ in must differ in these.
-
-    Raises:
-        ValueError: neither of both, or too few combinations.
-    """
-    for name, values in variations.items():
-        _check_variation(name, values)
-    if distinct and variations and not any(isinstance(values, Mapping) for values in variations.values()):
-        return _draw_combinations(variations, num_tasks, seed)
-    columns: dict[str, list[Any]] = {}
-    for name, values in variations.items():
-        generator = numpy_generator(seed, "variations", name)
-        if isinstance(values, Mapping):
-            columns[name] = generator.uniform(values["low"], values["high"], num_tasks).tolist()
-        else:
-            columns[name] = [values[index] for index in generator.integers(len(values), size=num_tasks)]
-    return [{name: column[task] for name, column in columns.items()} for task in range(num_tasks)]
-
-
-def _check_variation(name: str, values: Any) -> None:
-    if isinstance(values, Mapping):
-        low: Any = values.get("low")
-        high: Any = values.get("high")
-        numbers = isinstance(low, int | float) and isinstance(high, int | float)
-        if set(values) == {"low", "high"} and numbers and -math.inf < low < high < math.inf:
-            return
-    elif isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0:
-        return
-    raise ValueError(
-        f"gymnasium_family variations.{name} must be a list of values, or low and high with low below high, "
-        f"got {values!r}"
-    )
-
-
-def _draw_combinations(variations: Mapping[str, Sequence[Any]], num_tasks: int, seed: int) -> list[dict[str, Any]]:
-    combinations = list(itertools.product(*variations.values()))
-    if len(combinations) < num_tasks:
-        raise ValueError(
-            f"gymnasium_family variations have {len(combinations)} combinations, too few for {num_tasks} different "
-            "tasks; ask for fewer, or vary more"
-        )
-    chosen = numpy_generator(seed, "variations").choice(len(combinations), num_tasks, replace=False)
-    return [dict(zip(variations, combinations[index], strict=True)) for index in chosen]
 
 
 class GymnasiumBatch(TaskBatch):

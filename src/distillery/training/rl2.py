@@ -37,123 +37,21 @@ Letters: B trials, T environment steps of a trial, N episodes, W width, P parame
 observation, K numbers of an action (absent where it is one whole number).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.core.protocols import SequenceModel, TaskBatch, TaskDistribution
 from distillery.core.records import Context
 from distillery.core.seeding import numpy_generator, stream_seed, torch_generator
 from distillery.layers.actions import entropy, log_probability, sample
+from distillery.layers.value_head import ValueHead
 from distillery.training.distributed import Workers
+from distillery.training.trials import Trials, estimate_advantages
 
 ADAM_EPSILON = 1e-5
-# How fast the value head's mean and deviation follow; the first few updates count alike.
-STATISTICS_RATE = 0.05
-SMALLEST_DEVIATION = 1e-3
-
-
-@dataclass(frozen=True)
-class Trials:
-    """B trials as they were played; T is the longest's number of steps.
-
-    Attributes:
-        context: the steps; its weights are 1 up to each trial's last step, and 0 after it.
-        log_probabilities: (B, T) float32, of the actions when they were taken.
-        values: (B, T) float32, expected discounted return until the trial's end, when the action was taken.
-        episodes: (B, T) int64, number of each step's episode in its trial, from 0; N after the trial's last.
-        num_episodes: N.
-    """
-
-    context: Context
-    log_probabilities: Tensor
-    values: Tensor
-    episodes: Tensor
-    num_episodes: int
-
-    @property
-    def weights(self) -> Tensor:
-        """(B, T) float32: 1 for steps of the trial, 0 for what pads it."""
-        assert self.context.weights is not None
-        return self.context.weights
-
-    @property
-    def returns(self) -> Tensor:
-        """(B, N) float32: undiscounted return of each episode."""
-        sums = self.values.new_zeros(len(self.episodes), self.num_episodes + 1)
-        return sums.scatter_add(1, self.episodes, self.context.rewards)[:, : self.num_episodes]
-
-
-def estimate_advantages(
-    rewards: Tensor, values: Tensor, weights: Tensor, *, discount: float, gae_lambda: float
-) -> Tensor:
-    """(B, T) generalised advantages over whole trials (Schulman et al., 2015, arXiv 1506.02438).
-
-    Args:
-        rewards: (B, T).
-        values: (B, T), of each step before its action.
-        weights: (B, T), 1 up to each trial's last step, 0 after it; advantages are 0 there.
-        discount: from 0 to 1.
-        gae_lambda: how far advantages trust rewards (1) over the next step's value (0).
-    """
-    following = F.pad((values * weights)[:, 1:], (0, 1))
-    surprises = (rewards + discount * following - values) * weights
-    advantages = torch.empty_like(surprises)
-    running = torch.zeros_like(surprises[:, 0])
-    for step in reversed(range(surprises.shape[1])):
-        running = surprises[:, step] + discount * gae_lambda * running
-        advantages[:, step] = running
-    return advantages
-
-
-class ValueHead(nn.Module):
-    """Values from features, on a scale that follows the returns without moving the values.
-
-    Args:
-        width: W, of the features.
-    """
-
-    mean: Tensor
-    mean_square: Tensor
-    num_observed: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("mean_square", torch.ones(()))
-        self.register_buffer("num_observed", torch.zeros(()))
-
-    @property
-    def deviation(self) -> Tensor:
-        """s, the running standard deviation of returns."""
-        return (self.mean_square - self.mean.square()).clamp(min=SMALLEST_DEVIATION**2).sqrt()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(...) values in units of reward, from (..., W)."""
-        return self.mean + self.deviation * self.scaled(features)
-
-    def scaled(self, features: Tensor) -> Tensor:
-        """(...) values less the mean, over the deviation."""
-        values: Tensor = self.linear(features.float())
-        return values[..., 0]
-
-    @torch.no_grad()
-    def observe(self, mean: float, mean_square: float) -> None:
-        """Takes in the mean and mean square of new returns; the values stay what they were."""
-        old_mean, old_deviation = self.mean.clone(), self.deviation
-        self.num_observed += 1
-        rate = (1 / self.num_observed).clamp(min=STATISTICS_RATE)
-        self.mean += rate * (mean - self.mean)
-        self.mean_square += rate * (mean_square - self.mean_square)
-        self.linear.weight *= old_deviation / self.deviation
-        self.linear.bias.copy_((old_deviation * self.linear.bias + old_mean - self.mean) / self.deviation)
 
 
 class RL2Learner:
