@@ -228,3 +228,22 @@ def test_an_evaluation_on_disk_holds_every_return(tmp_path, room):
     steps = np.load(tmp_path / "random" / "steps.npz")
     assert steps["observations"].shape == (4, 12, 8, 2)
     np.testing.assert_array_equal(steps["task_ids"], room.task_ids("held_out"))
+
+
+def test_a_family_without_best_actions_has_its_level_for_an_oracle():
+    from distillery.tasks.gymnasium_family import GymnasiumFamily
+
+    family = GymnasiumFamily(
+        env_id="CartPole-v1",
+        best_return=30.0,
+        variations={"gravity": {"low": 5.0, "high": 15.0}},
+        episode_steps=30,
+        num_train=4,
+        num_validation=2,
+        num_held_out=2,
+    )
+    ids = family.task_ids("held_out")
+    oracle = run_oracle(family, ids, num_episodes=3, num_seeds=2, seed=0)
+    assert oracle.returns.shape == (4, 3) and (oracle.returns == 30.0).all()
+    assert oracle.task_ids.tolist() == np.repeat(ids, 2).tolist() and oracle.seeds.tolist() == [0, 1, 0, 1]
+    assert oracle.actions is None

@@ -7,19 +7,16 @@ import pytest
 import yaml
 
 from distillery.core.files import write_json
+from distillery.core.protocols import TaskDistribution
 from distillery.core.records import Lifetimes
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
+from distillery.evaluation.metrics import REFERENCE_FRACTION
 from distillery.evaluation.storage import write_evaluation
-from distillery.histories.format import Metadata, Shard
 from distillery.sources.explorer import Explorer
 from distillery.sources.q_learning import QLearning
 from distillery.tasks.dark_room import DarkRoom
 
-SOURCES = {
-    "dark_room": ("q_learning", "QLearning", QLearning(num_episodes=200)),
-    "dark_room_explorer": ("explorer", "Explorer", Explorer(num_episodes=20)),
-}
-SPLIT_SEEDS = {"held_out": 1, "train": 2}
+SOURCES = {"dark_room": QLearning(num_episodes=200), "dark_room_explorer": Explorer(num_episodes=20)}
 
 ROOM = {
     "_target_": "distillery.tasks.dark_room.DarkRoom",
@@ -30,6 +27,8 @@ ROOM = {
     "start": "centre",
     "walls": "clip",
     "termination": "never",
+    "num_action_permutations": 1,
+    "num_validation": 8,
 }
 
 
@@ -40,18 +39,26 @@ def woven(poor: Lifetimes, good: Lifetimes, share: np.ndarray, seed: int) -> Lif
         poor.task_ids,
         poor.seeds,
         np.where(pick, good.returns, poor.returns),
-        np.where(pick[:, :, None, None], good.observations, poor.observations),
+        None if poor.observations is None else np.where(pick[:, :, None, None], good.observations, poor.observations),
         np.where(pick[:, :, None], good.actions, poor.actions),
         np.where(pick, good.num_steps, poor.num_steps),
     )
 
 
-def agents_lifetimes(tasks: DarkRoom, source, *, num_episodes: int, num_seeds: int, speed: float) -> dict:
+def agents_lifetimes(
+    tasks: TaskDistribution,
+    source,
+    *,
+    num_episodes: int,
+    num_seeds: int,
+    speed: float,
+    splits: tuple[str, ...] = ("held_out", "train"),
+) -> dict:
     """Agent to split to lifetimes."""
     lifetimes: dict[str, dict[str, Lifetimes]] = {agent: {} for agent in ("ad", "ed", "source", "random", "oracle")}
     size = {"num_episodes": num_episodes, "num_seeds": num_seeds}
     share = 0.97 / (1 + np.exp(-(np.arange(num_episodes) - speed) / (0.4 * speed)))
-    for split, seed in SPLIT_SEEDS.items():
+    for seed, split in enumerate(splits, start=1):
         ids = tasks.task_ids(split)
         random, oracle = run_random(tasks, ids, seed=seed, **size), run_oracle(tasks, ids, seed=seed, **size)
         lifetimes["random"][split], lifetimes["oracle"][split] = random, oracle
@@ -79,63 +86,96 @@ def training(seed: int, level: float) -> dict:
     }
 
 
+def write_experiment(
+    root: Path,
+    experiment: str,
+    *,
+    tasks: TaskDistribution,
+    settings: dict,
+    source,
+    number: int = 0,
+    num_episodes: int = 30,
+    num_seeds: int = 2,
+    speed: float = 8.0,
+    splits: tuple[str, ...] = ("held_out", "train"),
+    reference_fraction: float = REFERENCE_FRACTION,
+) -> dict:
+    """Writes under `root` whatever the report reads of one experiment; returns its lifetimes by agent and split."""
+    module = type(source).__module__.rpartition(".")[2]
+    family = settings["_target_"].split(".")[-2]
+    dataset, oracle = f"{family}-{module}", tasks.oracle_returns()
+    resolved = {
+        "defaults": ["_self_"],
+        "name": experiment,
+        "dataset": dataset,
+        "seed": 0,
+        "runtime": {"device": "cpu"},
+        "tasks": dict(settings),
+        "sources": {
+            "_target_": f"distillery.sources.{module}.{type(source).__name__}",
+            "num_episodes": source.num_episodes,
+        },
+        "models": {"_target_": "distillery.models.causal_transformer.CausalTransformer"},
+        "evaluation": {
+            "splits": list(splits),
+            "prompt": {"oracle_fraction": None},
+            "reference_fraction": reference_fraction,
+        },
+    }
+    path = root / "data/resolved/experiments" / f"{experiment}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+    lived = agents_lifetimes(tasks, source, num_episodes=num_episodes, num_seeds=num_seeds, speed=speed, splits=splits)
+    for agent, by_split in lived.items():
+        folder = root / "data/evaluations" / experiment / agent
+        level = {"ad": 15.5, "ed": 1.0}.get(agent)
+        told = None if level is None else training(number, level)
+        write_evaluation(
+            folder,
+            by_split,
+            oracle,
+            agent=agent,
+            weights=None,
+            training=told,
+            reference_fraction=reference_fraction,
+        )
+    write_dataset(root, experiment, dataset, tasks, source.num_episodes)
+    return lived
+
+
+def write_params(root: Path, experiments: list[str]) -> None:
+    """Writes what the report reads of params.yaml."""
+    params = {
+        "datasets": {},
+        "experiments": {name: {"dataset": name, "groups": {}, "set": {}} for name in experiments},
+        "agents": ["ad", "ed"],
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
 def write_pipeline(root: Path, *, num_episodes: int = 30, num_seeds: int = 2) -> dict:
     """Writes under `root` whatever the report reads; returns the lifetimes by experiment, agent and split."""
-    tasks = DarkRoom()
-    oracle = tasks.oracle_returns()
-    splits = {split: ids.tolist() for split, ids in tasks.splits().items()}
-    params = {"datasets": {}, "experiments": {}, "agents": ["ad", "ed"]}
     made = {}
-    for number, (experiment, (module, name, source)) in enumerate(SOURCES.items()):
-        dataset = f"dark_room-{module}"
-        params["datasets"][dataset] = {"groups": {"experiment": experiment}, "set": {}}
-        params["experiments"][experiment] = {"dataset": dataset, "groups": {}, "set": {}}
-        settings = {
-            "defaults": ["_self_"],
-            "name": experiment,
-            "dataset": dataset,
-            "seed": 0,
-            "runtime": {"device": "cpu"},
-            "tasks": dict(ROOM),
-            "sources": {"_target_": f"distillery.sources.{module}.{name}", "num_episodes": source.num_episodes},
-        }
-        path = root / "data/resolved/experiments" / f"{experiment}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
-        made[experiment] = agents_lifetimes(
-            tasks, source, num_episodes=num_episodes, num_seeds=num_seeds, speed=(8.0, 2.0)[number]
+    for number, (experiment, source) in enumerate(SOURCES.items()):
+        made[experiment] = write_experiment(
+            root,
+            experiment,
+            tasks=DarkRoom(),
+            settings=ROOM,
+            source=source,
+            number=number,
+            num_episodes=num_episodes,
+            num_seeds=num_seeds,
+            speed=(8.0, 2.0)[number],
         )
-        for agent, by_split in made[experiment].items():
-            folder = root / "data/evaluations" / experiment / agent
-            level = {"ad": 15.5, "ed": 1.0}.get(agent)
-            told = None if level is None else training(number, level)
-            write_evaluation(folder, by_split, oracle, agent=agent, weights=None, training=told)
-        write_dataset(root, experiment, dataset, tasks, splits, source.num_episodes)
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_params(root, list(SOURCES))
     return made
 
 
-def write_dataset(root: Path, experiment: str, dataset: str, tasks: DarkRoom, splits: dict, num_episodes: int) -> None:
-    """Metadata and validation of histories that are not there."""
+def write_dataset(root: Path, experiment: str, dataset: str, tasks: TaskDistribution, num_episodes: int) -> None:
+    """Validation of histories that are not there."""
+    splits = tasks.splits()
     selection = {"rule": "mean return of the last tenth >= 0.5 x the oracle's", "num_kept": 2270, "num_dropped": 10}
-    folder = root / "data/histories" / dataset / "learning"
-    folder.mkdir(parents=True, exist_ok=True)
-    Metadata(
-        kind="learning",
-        spec=tasks.spec,
-        tasks=ROOM,
-        splits=splits,
-        source={},
-        seed=0,
-        num_episodes=num_episodes,
-        min_episodes=num_episodes,
-        mean_tenths=[2.0, 16.5],
-        selection=selection,
-        mean_returns=list(np.linspace(0.4, 16.5, num_episodes)),
-        shards=[Shard("shard-00000.parquet", 2270, 2270 * 20 * num_episodes, "0" * 64)],
-        content_hash="ab12" * 16,
-        generator={},
-    ).write(folder)
     oracle = tasks.oracle_returns()
     checked = {
         "content_hash": "ab12" * 16,

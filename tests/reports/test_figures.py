@@ -8,10 +8,18 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from distillery.reports.filmstrip import RoomLifetime, draw_episode, filmstrip, lifetime_gif, shown_episodes
+from distillery.reports.filmstrip import (
+    RoomLifetime,
+    draw_episode,
+    filmstrip,
+    lifetime_gif,
+    shown_episodes,
+    strip_text,
+)
 from distillery.reports.goal_map import GoalValues, goal_map
-from distillery.reports.learning_curves import PUBLISHED_DARK_ROOM, learning_curves
-from distillery.reports.style import AGENTS, agent_style, experiment_colour, png_bytes
+from distillery.reports.learning_curves import PUBLISHED_DARK_ROOM, CurvePanel, learning_curves
+from distillery.reports.style import AGENTS, agent_style, experiment_colour, gif_bytes, png_bytes, sentence_figure
+from distillery.reports.training_curves import training_curves
 
 
 @pytest.fixture
@@ -39,6 +47,22 @@ def test_goal_map_writes_the_value_into_its_cell() -> None:
     assert panel.get_ylim() == (2.5, -0.5), "y grows downwards"
     outlined = [patch for patch in panel.patches if not patch.get_fill() and patch.get_width() < 1]
     assert {(round(p.get_x() + 0.44), round(p.get_y() + 0.44)) for p in outlined} == {(2, 1)}
+
+
+def test_goal_map_says_what_its_hatched_goals_are() -> None:
+    fractions = {"held_out": {6: 0.5}, "train": dict.fromkeys(range(6), 1.0)}
+    assert GoalValues("", 3, 3, fractions, num_validation=2).hatched == "validation goal, not reported"
+    assert GoalValues("", 3, 3, fractions, num_validation=1).hatched == "goal not reported"
+    assert GoalValues("", 3, 2, {"train": fractions["train"]}).hatched is None
+    legend = goal_map({"a": GoalValues("", 3, 3, {"held_out": {6: 0.5}}, num_validation=1)}).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["held-out goal", "goal not reported"]
+
+
+@pytest.mark.parametrize(("side", "written"), [(17, 289), (25, 0)])
+def test_goal_map_writes_into_cells_that_have_room(side: int, written: int) -> None:
+    panel = goal_map({"a": GoalValues("", side, side, {"held_out": dict.fromkeys(range(side**2), 0.5)})}).axes[0]
+    assert len(panel.texts) == written
+    assert len(panel.get_xticks()) <= 10
 
 
 def test_path_stops_with_the_episode(lifetime: RoomLifetime) -> None:
@@ -82,6 +106,14 @@ def test_shown_episodes_exist_and_end_with_the_last(num_episodes: int, expected:
     assert shown_episodes((1, 5), num_episodes) == expected
 
 
+@pytest.mark.parametrize(
+    ("num_episodes", "text"),
+    [(1, "only episode"), (2, "first and last episode"), (5, "first and last episode"), (6, "first, fifth and last")],
+)
+def test_strip_says_which_episodes_it_shows(num_episodes: int, text: str) -> None:
+    assert strip_text(num_episodes).startswith(text)
+
+
 def test_gif_has_a_frame_for_each_step_and_one_for_each_end(lifetime: RoomLifetime) -> None:
     content = lifetime_gif({"a": lifetime})
     with Image.open(io.BytesIO(content)) as image:
@@ -103,7 +135,8 @@ def flat_curves(experiments: list[str], num_episodes: int) -> pl.DataFrame:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_learning_curves_have_a_panel_each_and_an_overlay(count: int) -> None:
     names = [f"experiment {number}" for number in range(count)]
-    figure = learning_curves(flat_curves(names, 60), {name: name for name in names}, published=PUBLISHED_DARK_ROOM)
+    panels = {name: CurvePanel(name, published=PUBLISHED_DARK_ROOM) for name in names}
+    figure = learning_curves(flat_curves(names, 60), panels)
     assert len(figure.axes) == count + 1
     for panel in figure.axes[:-1]:
         drawn = {line.get_color(): line.get_ydata() for line in panel.lines if line.get_linestyle() != ":"}
@@ -114,11 +147,11 @@ def test_learning_curves_have_a_panel_each_and_an_overlay(count: int) -> None:
 
 
 def test_published_points_inside_the_axis_only() -> None:
-    figure = learning_curves(flat_curves(["a"], 60), {"a": "a"}, published=PUBLISHED_DARK_ROOM)
+    figure = learning_curves(flat_curves(["a"], 60), {"a": CurvePanel("a", published=PUBLISHED_DARK_ROOM)})
     points = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert [line.get_xdata().tolist() for line in points] == [[50]]
     assert figure.axes[1].get_xlim()[1] > 1000
-    alone = learning_curves(flat_curves(["a"], 60), {"a": "a"}, published=None)
+    alone = learning_curves(flat_curves(["a"], 60), {"a": CurvePanel("a")})
     assert not [line for panel in alone.axes for line in panel.lines if line.get_marker() == "D"]
 
 
@@ -128,6 +161,77 @@ def test_agents_differ_in_colour_and_unknown_ones_have_one() -> None:
 
 
 def test_png_is_small_and_the_same_twice() -> None:
-    contents = [png_bytes(learning_curves(flat_curves(["a"], 20), {"a": "a"})) for _ in range(2)]
+    contents = [png_bytes(learning_curves(flat_curves(["a"], 20), {"a": CurvePanel("a")})) for _ in range(2)]
     assert contents[0] == contents[1]
     assert len(contents[0]) < 200_000
+
+
+def scaled(curves: pl.DataFrame, factor: float) -> pl.DataFrame:
+    return curves.with_columns(pl.col("return", "low", "high") * factor)
+
+
+def test_families_have_axes_of_their_own_and_share_parts_of_the_oracle() -> None:
+    curves = pl.concat([flat_curves(["a", "b"], 60), scaled(flat_curves(["c"], 20), 10.0)])
+    panels = {
+        "a": CurvePanel("a", "room", 4.0, PUBLISHED_DARK_ROOM),
+        "b": CurvePanel("b", "room", 4.0, PUBLISHED_DARK_ROOM),
+        "c": CurvePanel("c", "maze", 40.0),
+    }
+    figure = learning_curves(curves, panels, noun="tasks")
+    assert [panel.get_ylim()[1] for panel in figure.axes] == pytest.approx([4.4, 4.4, 44.0, 1.1])
+    assert figure.axes[-1].get_ylabel() == "return / oracle's"
+    thick = [line for line in figure.axes[-1].lines if line.get_linewidth() > 2]
+    assert [set(line.get_ydata()) for line in thick] == [{0.0}] * 3, "AD's level is 0"
+    thin = [line for line in figure.axes[-1].lines if line.get_linewidth() == 1.3 and len(line.get_xdata()) > 2]
+    assert [line.get_ydata()[0] for line in thin] == [0.5] * 3, "the source's is 2 of 4, and 20 of 40"
+    diamonds = [[line for line in panel.lines if line.get_marker() == "D"] for panel in figure.axes]
+    assert [len(lines) for lines in diamonds] == [1, 1, 0, 0], "the paper's curve is no part of an oracle's return"
+    assert "AD, training tasks" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_lifetimes_of_one_episode_are_dots_at_their_returns() -> None:
+    curves = flat_curves(["bandit"], 1)
+    seen = curves.with_columns(pl.lit("seen").alias("split"), pl.col("return") + 0.5)
+    curves = pl.concat([curves.filter(split="held_out"), seen.filter(pl.col("agent") != "oracle").unique()])
+    figure = learning_curves(curves, {"bandit": CurvePanel("bandit", "b", 4.0)})
+    first, overlay = figure.axes
+    assert first.get_xscale() == "linear"
+    assert [label.get_text() for label in first.get_xticklabels()] == [style.short for style in AGENTS.values()]
+    held_out = {
+        round(line.get_xdata()[0] + 0.1): line.get_ydata()[0] for line in first.lines if line.get_marker() == "o"
+    }
+    assert held_out == {0: 0.0, 1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["held-out", "seen"]
+    dots = [line for line in overlay.lines if line.get_marker() == "o"]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in dots] == [([1], [0.0]), ([1], [2.0])]
+    assert len(png_bytes(figure)) > 5000
+
+
+@pytest.mark.parametrize(("num_episodes", "ticks"), [(3, [1, 2, 3]), (12, [1, 2, 5, 10])])
+def test_every_lifetime_has_ticks(num_episodes: int, ticks: list[int]) -> None:
+    panel = learning_curves(flat_curves(["a"], num_episodes), {"a": CurvePanel("a")}).axes[0]
+    assert panel.get_xticks().tolist() == ticks
+
+
+def test_returns_below_zero_and_none_but_zero_have_an_axis() -> None:
+    below = learning_curves(scaled(flat_curves(["a"], 12), -1.0), {"a": CurvePanel("a")})
+    assert below.axes[0].get_ylim()[0] == pytest.approx(-4.4)
+    nothing = learning_curves(scaled(flat_curves(["a"], 12), 0.0), {"a": CurvePanel("a")})
+    assert nothing.axes[0].get_ylim() == (0.0, 1.0)
+
+
+def test_training_of_several_families_is_shown_by_scores() -> None:
+    curves = {"loss": [[1, -0.5], [2, -1.0]], "validation_final_return": [[2, 60.0]], "validation_score": [[2, 0.6]]}
+    trainings = {"a": {"ad": {"curves": curves, "selected_update": 2}}}
+    returns, scores = (training_curves(trainings, one_family=one).axes[1] for one in (True, False))
+    assert {line.get_ydata()[0] for line in returns.lines} == {60.0}
+    assert {line.get_ydata()[0] for line in scores.lines} == {0.6}
+    assert training_curves(trainings).axes[0].get_ylim()[0] < -1.0, "losses of continuous actions may be negative"
+
+
+def test_a_sentence_stands_in_for_a_picture() -> None:
+    figure = sentence_figure("There is no room to draw.")
+    assert png_bytes(figure).startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(gif_bytes(figure))) as image:
+        assert image.format == "GIF"
+        assert image.n_frames == 1

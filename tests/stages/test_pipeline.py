@@ -43,11 +43,9 @@ def workspace(tmp_path_factory) -> Path:
 
 def test_it_leaves_every_result(workspace):
     metrics = json.loads((workspace / "data" / "reports" / "metrics.json").read_text())
-    assert set(metrics) == {"dark_room", "dark_room_explorer"}
-    for agents in metrics.values():
-        assert set(agents) == {"ad", "ed", "source", "random", "oracle"}
-        for splits in agents.values():
-            assert set(splits) == {"held_out", "train"}
+    for experiment in ("dark_room", "dark_room_explorer"):
+        for agent in ("ad", "ed", "source", "random", "oracle"):
+            assert {"held_out", "train"} == set(metrics[experiment][agent])
     assert (workspace / "data" / "reports" / "index.html").stat().st_size > 10_000
 
 

@@ -67,15 +67,26 @@ def run_random(
     return _lifetimes(task_ids, num_seeds, episodes, tasks.spec)
 
 
+def _knows_best_actions(tasks: TaskDistribution, task_ids: np.ndarray) -> bool:
+    """Tried on a batch of its own, so that no draw of another changes."""
+    batch = tasks.batch(task_ids, seed=0)
+    batch.reset()
+    try:
+        batch.oracle_actions()
+    except ValueError:
+        return False
+    return True
+
+
 def run_oracle(
     tasks: TaskDistribution, task_ids: np.ndarray, *, num_episodes: int, num_seeds: int, seed: int
 ) -> Lifetimes:
-    """The best actions for a task that is known.
-
-    Raises:
-        ValueError: the family knows of none.
-    """
+    """The best actions for a task that is known; of a family that knows none, the returns it says are best."""
     ids = np.repeat(np.asarray(task_ids), num_seeds)
+    if not _knows_best_actions(tasks, ids[:1]):
+        levels = tasks.oracle_returns()[ids].astype(np.float32)
+        seeds = np.tile(np.arange(num_seeds), len(task_ids))
+        return Lifetimes(ids, seeds, np.repeat(levels[:, None], num_episodes, 1))
     batch = tasks.batch(ids, seed=stream_seed(seed, "oracle"))
     episodes = [
         _kept(play_episode(batch, lambda step, observations: batch.oracle_actions()), tasks.spec)

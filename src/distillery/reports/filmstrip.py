@@ -70,6 +70,12 @@ def shown_episodes(chosen: Sequence[int], num_episodes: int) -> list[int]:
     return [episode for episode in chosen if episode < num_episodes] + [num_episodes]
 
 
+def strip_text(num_episodes: int) -> str:
+    """Which episodes a strip shows of so many, in words."""
+    shown = len(shown_episodes(STRIP_EPISODES, num_episodes))
+    return ("only episode", "first and last episode", "first, fifth and last episode")[shown - 1]
+
+
 @matplotlib.rc_context(RC | {"axes.grid": False, "axes.titleweight": "normal"})
 def filmstrip(lifetimes: Mapping[str, RoomLifetime]) -> Figure:
     """Draws a row of rooms per experiment: first, fifth and last episode."""

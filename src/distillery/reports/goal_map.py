@@ -51,6 +51,11 @@ class GoalValues:
             return None
         return "validation goal, not reported" if missing == self.num_validation else "goal not reported"
 
+    @property
+    def numbered(self) -> bool:
+        """Whether cells are large enough for a text."""
+        return max(self.width, self.height) <= _WRITTEN
+
     def grid(self) -> np.ndarray:
         """(height, width) fractions, NaN where a goal is not reported."""
         values = np.full(self.width * self.height, np.nan)
@@ -61,8 +66,13 @@ class GoalValues:
 
 
 @matplotlib.rc_context(RC | {"axes.grid": False})
-def goal_map(maps: Mapping[str, GoalValues]) -> Figure:
-    """Draws one room per experiment on one colour scale."""
+def goal_map(maps: Mapping[str, GoalValues], *, ending: str = "the last ten episodes") -> Figure:
+    """Draws one room per experiment on one colour scale.
+
+    Args:
+        maps: by experiment.
+        ending: the episodes whose mean is the final return, in words.
+    """
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(5 * columns if columns > 1 else 6, 0.5 + 4.75 * rows), layout="constrained")
@@ -82,25 +92,27 @@ def goal_map(maps: Mapping[str, GoalValues]) -> Figure:
         format="%.2f",
         ticks=MaxNLocator(nbins=5, steps=[1, 2, 5, 10]),
     )
-    bar.set_label("return of the last ten episodes / oracle's")
+    bar.set_label(f"return of {ending} / oracle's")
     bar.outline.set_visible(False)
-    figure.legend(
-        handles=_legend(maps), loc="outside upper left", ncols=3, handletextpad=0.7, columnspacing=2.2
-    )
+    figure.legend(handles=_legend(maps), loc="outside upper left", ncols=3, handletextpad=0.7, columnspacing=2.2)
     return figure
 
 
 def _legend(maps: Mapping[str, GoalValues]) -> list[Line2D | Patch]:
     """What there is in any of the maps."""
     square: dict[str, Any] = {"marker": "s", "linestyle": "none", "markersize": 13}
-    outlined = {"markerfacecolor": "none", "markeredgecolor": HELD_OUT_COLOUR, "markeredgewidth": 2.4}
-    filled = {"markerfacecolor": _MAP(0.75), "markeredgecolor": "white"}
+    outlined: dict[str, Any] = {
+        "markerfacecolor": "none",
+        "markeredgecolor": HELD_OUT_COLOUR,
+        "markeredgewidth": 2.4,
+    }
+    filled: dict[str, Any] = {"markerfacecolor": _MAP(0.75), "markeredgecolor": "white"}
     handles: list[Line2D | Patch] = [Line2D([], [], **square, **outlined, label="held-out goal")]
     if any(values.fractions.get("train") for values in maps.values()):
         handles.append(Line2D([], [], **square, **filled, label="training goal"))
     labels = {values.hatched for values in maps.values()} - {None}
     if labels:
-        # One word for all maps: the wider one, where they differ.
+        # One label for all maps: the wider one, which is the shorter, where they differ.
         handles.append(Patch(**_HATCHED, label=min(labels, key=lambda label: len(str(label)))))
     return handles
 
@@ -118,7 +130,7 @@ def draw_room(panel: Axes, values: GoalValues, norm: Normalize) -> None:
             panel.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=1))
             continue
         panel.add_patch(Rectangle(corner, 1, 1, facecolor=_MAP(norm(fraction)), edgecolor="white", linewidth=1))
-        if longest > _WRITTEN:
+        if not values.numbered:
             continue
         text = "1.0" if fraction >= 0.995 else f"{max(fraction, 0.0):.2f}"[1:]
         ink = "white" if norm(fraction) < 0.55 else INK

@@ -47,6 +47,16 @@ PUBLISHED_DARK_ROOM = PublishedCurve(
     episodes=(50, 100, 200, 300, 400, 600, 800, 1000),
     returns=(2.7, 4.5, 9.6, 12.1, 12.9, 13.6, 13.9, 14.1),
 )
+# Of the tasks it was measured on.
+PUBLISHED_SETTINGS = {
+    "width": 9,
+    "height": 9,
+    "episode_steps": 20,
+    "reward": "every_step",
+    "start": "centre",
+    "walls": "clip",
+    "termination": "never",
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,9 @@ def draw_dots(panel: Axes, frame: pl.DataFrame, agents: Sequence[str], splits: S
     if len(shown) > 1:
         mark: dict[str, Any] = {"color": FAINT, "linestyle": "none", "markersize": 6}
         handles = [
-            Line2D([], [], marker=marks[s], markerfacecolor=FAINT if s == "held_out" else "white", label=_named(s), **mark)
+            Line2D(
+                [], [], marker=marks[s], markerfacecolor=FAINT if s == "held_out" else "white", label=_named(s), **mark
+            )
             for s in shown
         ]
         panel.legend(handles=handles, loc="lower center", ncols=len(shown), fontsize=9.5, handletextpad=0.3)
@@ -257,7 +269,8 @@ def _draw(
 def _episode_axis(panel: Axes, last: int) -> None:
     panel.set_xscale("log")
     panel.set_xlim(0.97, max(2, last) * 1.06)
-    panel.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if tick <= last]))
+    ticks = range(1, last + 1) if last < 5 else [tick for tick in _TICKS if tick <= last]
+    panel.xaxis.set_major_locator(FixedLocator(list(ticks)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.tick_params(length=0)

@@ -70,8 +70,8 @@ AGENTS = {
 }
 # For agents that are added later, in the order they come.
 _FURTHER = ("#cc79a7", "#7a5195", "#b58900")
-# One shade of AD's blue for each experiment, dark enough and far enough apart; past four, colours no agent has.
-_SHADES = ("#003f6b", "#2b9fe6", "#0072b2", "#7cc4ee", "#7a5195", "#b58900", "#cc79a7", "#5c4033")
+# Two shades of AD's blue, then others, one for each experiment, dark enough and far enough apart.
+_SHADES = ("#003f6b", "#2b9fe6", "#7a5195", "#b58900", "#cc79a7", "#5c4033", "#0072b2", "#7cc4ee")
 
 
 def agent_style(agent: str, agents: Sequence[str] = ()) -> AgentStyle:
@@ -91,7 +91,7 @@ def experiment_colour(number: int) -> str:
 @matplotlib.rc_context(RC)
 def sentence_figure(sentence: str) -> Figure:
     """A picture of one sentence, in the place of one that there is nothing for."""
-    figure = Figure(figsize=(7, 1.2))
+    figure = Figure(figsize=(9, 1.2))
     figure.text(0.5, 0.5, sentence, ha="center", va="center", color=FAINT, wrap=True)
     return figure
 

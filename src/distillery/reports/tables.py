@@ -126,6 +126,7 @@ def verdicts(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> list[dict
         reference = f"reached at episode {reached}" if reached is not None else "not reached"
         rows.append(
             {
+                "experiment": experiment,
                 "title": titles[experiment],
                 "fraction": f"{ad['oracle_fraction']:.1%}",
                 "final_return": f"{ad['final_return']:.2f}",

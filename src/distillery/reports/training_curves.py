@@ -25,9 +25,7 @@ _SCORE = ("validation_score", "score of validation lifetimes", "mean return / or
 
 
 @matplotlib.rc_context(RC)
-def training_curves(
-    trainings: Mapping[str, Mapping[str, Mapping[str, Any]]], *, one_family: bool = True
-) -> Figure:
+def training_curves(trainings: Mapping[str, Mapping[str, Mapping[str, Any]]], *, one_family: bool = True) -> Figure:
     """Draws both panels; a dot marks the update whose weights became the checkpoint.
 
     Args:

@@ -172,9 +172,9 @@ def gathered(names: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names or study_names():
         study = load_study(name)
-        numbers = numbers_of(study, results)
         if study.gathered_as is None:
             continue
+        numbers = numbers_of(study, results)
         by_agent = {
             variant.name: {
                 split: rounded(split_metrics(numbers, variant.name, split))

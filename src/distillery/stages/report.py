@@ -3,9 +3,10 @@
 python -m distillery.stages.report
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import yaml
 
 from distillery.core.files import read_json, whole_file
 from distillery.evaluation.storage import CURVES_FILE, STEPS_FILE, SUMMARY_FILE, TASKS_FILE, TRAINING_FILE
-from distillery.reports.filmstrip import RoomLifetime, filmstrip, lifetime_gif
+from distillery.reports.filmstrip import RoomLifetime, filmstrip, lifetime_gif, strip_text
 from distillery.reports.goal_map import GoalValues, goal_map
 from distillery.reports.learning_curves import (
     PUBLISHED_DARK_ROOM,
+    PUBLISHED_SETTINGS,
     CurvePanel,
     PublishedCurve,
     learning_curves,
@@ -28,9 +30,9 @@ from distillery.reports.page import render_page
 from distillery.reports.style import gif_bytes, png_bytes, sentence_figure
 from distillery.reports.tables import (
     FINAL_EPISODES,
-    NUM_WORST,
     dataset_rows,
     differing_settings,
+    ending,
     headline_rows,
     metrics_of,
     reported_splits,
@@ -47,13 +49,17 @@ from distillery.stages.resolve import load_params
 FOLDER = Path("data", "reports")
 BASELINES = ("source", "random", "oracle")
 REMEDY = "run `dvc repro` to make it, or `dvc pull` to fetch it"
-LIFETIME_RULE = "it is the held-out one with the median area under the first experiment's curve, first seed"
-NO_ROOM = "No experiment of this report is a Dark Room, so there is no room to draw."
+LIFETIME_RULE = "it is the held-out one with the median area under the first {first}'s curve, first seed{other}"
+OTHER_SIZE = "; in a room of another size, the one with the median there"
+NO_ROOM = "No experiment of this report is a Dark Room whose tasks differ in their goals alone: nothing to draw."
 DARK_ROOM = "distillery.tasks.dark_room.DarkRoom"
 TRANSFORMER = "distillery.models.causal_transformer.CausalTransformer"
 # Settings that say which tasks are reported, not what a return means.
-_SPLIT_SETTINGS = ("split", "split_seed", "num_train", "num_validation", "num_held_out", "num_seen", "num_uniform")
-
+_SPLIT_SETTINGS = (
+    *("split", "split_seed", "task_seed", "num_tasks"),
+    *("num_train", "num_validation", "num_held_out", "num_seen", "num_uniform"),
+)
+# Of a row, what the page shows in another way than by a column.
 _ROW_KEYS = ("experiment", "agent", "label", "colour")
 
 
@@ -102,18 +108,15 @@ class Results:
         return values
 
     @property
+    def stays(self) -> bool:
+        """Whether an agent in a room is paid for staying on the goal."""
+        tasks = self.settings["tasks"]
+        return tasks["reward"] == "every_step" and tasks["termination"] == "never"
+
+    @property
     def published(self) -> PublishedCurve | None:
         """The paper's curve, if the tasks are the paper's Dark Room."""
-        paper = {
-            "width": 9,
-            "height": 9,
-            "episode_steps": 20,
-            "reward": "every_step",
-            "start": "centre",
-            "walls": "clip",
-            "termination": "never",
-        }
-        same = self.size is not None and paper.items() <= self.settings["tasks"].items()
+        same = self.size is not None and PUBLISHED_SETTINGS.items() <= self.settings["tasks"].items()
         return PUBLISHED_DARK_ROOM if same else None
 
 
@@ -193,7 +196,9 @@ def lifetimes(results: Mapping[str, Results]) -> dict[str, RoomLifetime]:
     return chosen
 
 
-def pictures(results: Mapping[str, Results], *, noun: str) -> dict[str, bytes]:
+def pictures(
+    results: Mapping[str, Results], maps: Mapping[str, GoalValues], lives: Mapping[str, RoomLifetime], *, noun: str
+) -> dict[str, bytes]:
     """Every picture, name to content; where no experiment is a room, those of rooms say so."""
     curves = pl.concat([result.curves for result in results.values()])
     panels = {
@@ -201,39 +206,58 @@ def pictures(results: Mapping[str, Results], *, noun: str) -> dict[str, bytes]:
         for name, result in results.items()
     }
     trainings = {experiment: result.trainings for experiment, result in results.items()}
-    one_family = len({result.family for result in results.values()}) == 1
-    maps, lives, nothing = goal_maps(results), lifetimes(results), sentence_figure(NO_ROOM)
+    nothing = sentence_figure(NO_ROOM)
     return {
         "learning_curves.png": png_bytes(learning_curves(curves, panels, noun=noun)),
-        "goal_map.png": png_bytes(goal_map(maps) if maps else nothing),
+        "goal_map.png": png_bytes(goal_map(maps, ending=_ending(results, maps)) if maps else nothing),
         "filmstrip.png": png_bytes(filmstrip(lives) if lives else nothing),
         "lifetime.gif": lifetime_gif(lives) if lives else gif_bytes(nothing),
-        "training.png": png_bytes(training_curves(trainings, one_family=one_family)),
+        "training.png": png_bytes(training_curves(trainings, one_family=of_one_family(results))),
     }
 
 
-def wording(results: Mapping[str, Results]) -> dict[str, Any]:
+def _ending(results: Mapping[str, Results], names: Iterable[str]) -> str:
+    endings = {ending(results[name].held_out["num_episodes"]) for name in names}
+    return endings.pop() if len(endings) == 1 else "the final episodes"
+
+
+def of_one_family(results: Mapping[str, Results]) -> bool:
+    """Whether returns mean the same in all experiments."""
+    return len({result.family for result in results.values()}) == 1
+
+
+def wording(
+    results: Mapping[str, Results], maps: Mapping[str, GoalValues], lives: Mapping[str, RoomLifetime]
+) -> dict[str, Any]:
     """What the page's sentences depend on, so that they are true of whatever the experiments are."""
     lengths = [result.held_out["num_episodes"] for result in results.values()]
-    references = {name: result.held_out["reference_fraction"] for name, result in results.items()}
-    maps, lives = goal_maps(results), lifetimes(results)
-    prompts = [result.settings["evaluation"].get("prompt") or {} for result in results.values()]
+    prompts = [result.settings["evaluation"]["prompt"]["oracle_fraction"] for result in results.values()]
+    in_rooms = [results[name] for name in lives]
     return {
-        "noun": "goals" if all(result.size for result in results.values()) else "tasks",
+        "noun": "goals" if len(maps) == len(results) else "tasks",
         "transformers": all(result.settings["models"]["_target_"] == TRANSFORMER for result in results.values()),
-        "prompted": any(prompt.get("oracle_fraction") is not None for prompt in prompts),
-        "one_family": len({result.family for result in results.values()}) == 1,
+        "prompted": any(prompt is not None for prompt in prompts),
+        "one_family": of_one_family(results),
         "distilled_expert": any("ed" in result.summaries for result in results.values()),
-        "all_train": all("train" in result.summaries["ad"]["splits"] for result in results.values()),
-        "single_episodes": sum(length == 1 for length in lengths),
+        "dotted": any(
+            "train" in result.summaries["ad"]["splits"] and result.held_out["num_episodes"] > 1
+            for result in results.values()
+        ),
+        "single_episodes": lengths.count(1),
         "shorter_lifetimes": min(lengths) < FINAL_EPISODES,
-        "references": references,
+        "references": {name: result.held_out["reference_fraction"] for name, result in results.items()},
+        "published": {name: result.published for name, result in results.items()},
         "rooms": list(maps),
-        "train_goals": any(values.fractions.get("train") for values in maps.values()),
+        "numbered": all(values.numbered for values in maps.values()),
+        "train_goals": any("train" in values.fractions for values in maps.values()),
         "hatched": {values.hatched for values in maps.values()} - {None},
         "lived_rooms": list(lives),
-        "shown_episodes": max((len(life.returns) for life in lives.values()), default=0),
-        "published": {name: result.published for name, result in results.items()},
+        "strip_episodes": strip_text(max([len(life.returns) for life in lives.values()], default=1)),
+        "stays": all(result.stays for result in in_rooms),
+        "lifetime_rule": LIFETIME_RULE.format(
+            first="experiment" if list(lives)[:1] == list(results)[:1] else "room",
+            other=OTHER_SIZE if len({result.size for result in in_rooms}) > 1 else "",
+        ),
     }
 
 
@@ -253,8 +277,9 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
     curves = pl.concat([result.curves for result in results.values()])
     metrics = metrics_of({experiment: result.summaries for experiment, result in results.items()})
     trainings = {experiment: result.trainings for experiment, result in results.items()}
-    told = wording(results)
-    images = pictures(results, noun=told["noun"])
+    maps, lives = goal_maps(results), lifetimes(results)
+    told = wording(results, maps, lives)
+    images = pictures(results, maps, lives, noun=told["noun"])
     headline = {split: headline_rows(metrics, split=split) for split in reported_splits(metrics)}
     validations = {name: result.validation for name, result in results.items()}
     datasets = dataset_rows(validations, kinds=("learning", "expert"))
@@ -267,9 +292,13 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
         headings={split: split_heading(split, told["noun"]) for split in headline},
         headline=headline,
         columns={split: [key for key in rows[0] if key not in _ROW_KEYS] for split, rows in headline.items()},
-        tasks={name: tasks_of(result) for name, result in results.items()},
+        tasks={
+            name: task_table(
+                result.tasks, num_episodes=result.held_out["num_episodes"], width=(result.size or [None])[0]
+            )
+            for name, result in results.items()
+        },
         num_held_out={name: result.held_out["num_tasks"] for name, result in results.items()},
-        lifetime_rule=LIFETIME_RULE,
         trainings=training_rows(trainings),
         datasets=datasets,
         rules={row["dataset"]: row["kept if"] for row in datasets if row["kind"] == "learning"},
@@ -281,12 +310,6 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
         "in_context.csv": wide_curves(curves, split="held_out").write_csv().encode(),
         "index.html": page.encode(),
     }
-
-
-def tasks_of(result: Results) -> list[dict[str, str]]:
-    """One row per held-out task."""
-    width = None if result.size is None else result.size[0]
-    return task_table(result.tasks, num_episodes=result.held_out["num_episodes"], width=width)
 
 
 def report() -> None:
@@ -310,32 +333,31 @@ def _read_summary(path: Path, splits: Sequence[str]) -> dict[str, Any]:
     return summary
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
+@contextlib.contextmanager
+def _reading(path: Path, problem: str, broken: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
     try:
-        return pl.read_csv(path)
+        yield
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; {REMEDY}") from error
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a readable table ({error}); {REMEDY}") from error
+    except broken as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} {problem} ({reason}); {REMEDY}") from error
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    with _reading(path, "is not a readable table", pl.exceptions.PolarsError):
+        return pl.read_csv(path)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; {REMEDY}") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from error
+    with _reading(path, "cannot be read", (ValueError, OSError, EOFError)), np.load(path) as arrays:
+        return dict(arrays)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; {REMEDY}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML; {REMEDY}") from error
+    with _reading(path, "is not valid YAML", yaml.YAMLError):
+        values: dict[str, Any] = yaml.safe_load(path.read_text())
+        return values
 
 
 if __name__ == "__main__":

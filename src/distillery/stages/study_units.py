@@ -135,5 +135,11 @@ def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
 
 def is_current(study: Study, runs: Sequence[Run]) -> list[bool]:
     """Of each run, whether it has the study's present settings, on a CPU or with those of ``runtime=cuda``."""
-    present = {(u.variant, u.seed, u.settings) for extra in ((), ("runtime=cuda",)) for u in units_of(study, extra)}
-    return [(run.variant, run.seed, run.settings) in present for run in runs]
+    return [_has_present_settings(study, run) for run in runs]
+
+
+def _has_present_settings(study: Study, run: Run) -> bool:
+    variant = study.variants.get(run.variant)
+    if variant is None or run.seed not in study.seeds(variant):
+        return False
+    return any(unit_of(study, variant, run.seed, extra).settings == run.settings for extra in ((), ("runtime=cuda",)))
