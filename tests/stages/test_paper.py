@@ -70,7 +70,7 @@ def ran(tmp_path_factory) -> tuple[Path, Study]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         study = write_study(folder, STUDY)
-        assert paper.run_studies([study], num_workers=2, num_threads=1, extra=[]) == 0
+        assert paper.run_studies([(study, study.variants)], num_workers=2, num_threads=1, extra=[]) == 0
     return folder, study
 
 
@@ -106,7 +106,7 @@ def test_equal_histories_and_checkpoints_are_made_once(ran):
 def test_what_is_done_is_not_run_again_and_a_change_runs_alone(ran, monkeypatch, capsys):
     folder, study = ran
     monkeypatch.chdir(folder)
-    assert paper.run_studies([study], num_workers=1, num_threads=1, extra=[]) == 0
+    assert paper.run_studies([(study, study.variants)], num_workers=1, num_threads=1, extra=[]) == 0
     assert "0 runs to make" in capsys.readouterr().out
     changed = write_study(
         folder, STUDY | {"variants": STUDY["variants"] | {"random": {"agent": "random", "overrides": ["seed=7"]}}}
@@ -165,8 +165,12 @@ def test_gathered_metrics_have_the_reports_form():
 def test_a_study_cannot_be_changed_from_the_command_line(capsys):
     with pytest.raises(SystemExit, match=r"models\.width=3 would change a published study"):
         paper.main(["dark_room", "models.width=3"])
+    with pytest.raises(SystemExit, match="threads of each run are given by --threads"):
+        paper.main(["dark_room", "runtime.num_threads=4"])
     with pytest.raises(SystemExit, match="no study 'dark_hall'"):
         paper.main(["dark_hall"])
+    with pytest.raises(SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_explorer"):
+        paper.main(["dark_room/nonsense"])
 
 
 def test_a_broken_override_is_refused_before_any_run(tmp_path):

@@ -2,6 +2,7 @@
 
 python -m distillery.stages.paper                     every study, then the page
 python -m distillery.stages.paper context_size        one of them, then the page
+python -m distillery.stages.paper context_size/c200   one variant of it
 python -m distillery.stages.paper --page              the page alone, from the committed results
 python -m distillery.stages.paper --list              what there is, and what is left to run
 
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -178,15 +179,17 @@ def _run_quietly(unit: Unit, variant: Variant) -> Run:
         return run_unit(unit, variant)
 
 
-def missing_runs(studies: Sequence[Study], extra: Sequence[str]) -> list[list[Unit]]:
+def missing_runs(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequence[str]) -> list[list[Unit]]:
     """What is left to run: units of equal settings, of whatever study, are one run together.
 
     Runs of equal settings that another study has are taken over at once.
     """
     done, left = all_runs(), dict[str, list[Unit]]()
-    for study in studies:
+    for study, variants in studies:
         own = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
         for unit in units_of(study, extra):
+            if unit.variant not in variants:
+                continue
             if own.get((unit.variant, unit.seed)) == unit.settings:
                 continue
             if unit.settings in done:
@@ -203,15 +206,17 @@ def missing_runs(studies: Sequence[Study], extra: Sequence[str]) -> list[list[Un
     return [same for _, same in sorted(zip(order, left.values(), strict=True), key=lambda pair: pair[0])]
 
 
-def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int, extra: Sequence[str]) -> int:
-    """Runs whatever is missing; returns the number of runs that failed."""
+def run_studies(
+    studies: Sequence[tuple[Study, Collection[str]]], *, num_workers: int, num_threads: int, extra: Sequence[str]
+) -> int:
+    """Runs whatever is missing of some variants of some studies; returns the number of runs that failed."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     left = missing_runs(studies, extra)
     console.print(f"{len(left)} runs to make, {num_workers} at a time")
     if not left:
         return 0
     require_device(left[0][0].config["runtime"]["device"])
-    by_name = {study.name: study for study in studies}
+    by_name = {study.name: study for study, _ in studies}
     failed = 0
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid()))
@@ -242,10 +247,26 @@ def run_studies(studies: Sequence[Study], *, num_workers: int, num_threads: int,
     return failed
 
 
-def list_studies(studies: Sequence[Study], extra: Sequence[str]) -> None:
+def asked_studies(names: Sequence[str]) -> list[tuple[Study, Collection[str]]]:
+    """Studies by ``study`` or ``study/variant``, each with the names of the variants that were asked for.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    asked: dict[str, set[str]] = {}
+    for name in names:
+        study, _, variant = name.partition("/")
+        known = load_study(study).variants
+        if variant and variant not in known:
+            raise ValueError(f"study '{study}' has no variant '{variant}'; it has {', '.join(known)}")
+        asked.setdefault(study, set()).update([variant] if variant else known)
+    return [(load_study(study), variants) for study, variants in asked.items()]
+
+
+def list_studies(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequence[str]) -> None:
     """Prints every study with what is done and left."""
     table = Table("study", "what it shows", "runs", "left", box=None)
-    for study in studies:
+    for study, _ in studies:
         have = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
         units = units_of(study, extra)
         left = sum(have.get((unit.variant, unit.seed)) != unit.settings for unit in units)
@@ -261,7 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m distillery.stages.paper",
     )
     parser.add_argument(
-        "studies", nargs="*", help="names of studies (default: all), then overrides like runtime.device=cuda"
+        "studies",
+        nargs="*",
+        help="names of studies, or study/variant (default: all), then overrides like runtime=cuda",
     )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a process each")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -271,14 +294,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name for name in options.studies if "=" not in name]
     extra = [name for name in options.studies if "=" in name]
     for name in extra:
-        if not name.startswith(("runtime.", "tracking")):
+        if name.startswith("runtime.num_threads"):
+            sys.exit(f"error: {name}: the threads of each run are given by --threads")
+        if name.partition("=")[0].split(".")[0] not in ("runtime", "tracking"):
             sys.exit(
                 f"error: {name} would change a published study's settings; only runtime and tracking can be given"
             )
     if options.workers < 1 or options.threads < 1:
         sys.exit(f"error: --workers and --threads must be at least 1, got {options.workers} and {options.threads}")
     try:
-        studies = [load_study(name) for name in (names or study_names())]
+        studies = asked_studies(names or study_names())
         if options.list:
             list_studies(studies, extra)
             return
