@@ -141,7 +141,18 @@ def test_built_families_and_mixtures_may_be_mixed() -> None:
         ([{"_target_": ROOM, "breadth": 3}], "breadth"),
         ([{"_target_": ROOM, "walls": "bounce"}], "bounce"),
     ],
-    ids=str,
+    ids=[
+        "none",
+        "other room",
+        "other length",
+        "no class",
+        "no target",
+        "no such class",
+        "no such module",
+        "no family",
+        "no such setting",
+        "no such value",
+    ],
 )
 def test_bad_families_are_named(families: list, shown: str) -> None:
     with pytest.raises(ValueError, match=shown):
