@@ -63,8 +63,6 @@ from distillery.stages.train import train
 from distillery.tracking.provenance import provenance_tags
 from distillery.training.checkpoints import read_checkpoint_info
 
-logger = logging.getLogger(__name__)
-
 # Beside a checkpoint, the commit of the code that trained it; a run that finds the checkpoint made tells that one.
 _COMMIT_FILE = "commit.txt"
 # The histories of all seeds of a study are the same: what is asked is how trainings vary.
