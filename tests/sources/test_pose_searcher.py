@@ -7,7 +7,7 @@ import torch
 from distillery.core.records import EpisodeBatch
 from distillery.sources.pose_searcher import PoseSearcher, PoseSearchers
 from distillery.tasks.dark_room import DarkRoom
-from distillery.tasks.watermaze import Watermaze, WatermazeBatch
+from distillery.tasks.watermaze import TURNS, Watermaze, WatermazeBatch
 
 PIXELS = {"height": 2, "width": 2}
 POOL = Watermaze(**PIXELS, num_tasks=300)
@@ -16,6 +16,7 @@ EASY = {**PIXELS, "num_tasks": 300, "episode_steps": 15, "platform_radius": 0.2,
 LASTING, ENDING = Watermaze(**EASY), Watermaze(**EASY, termination="at_platform")
 SOURCES = {
     "sure": PoseSearcher(num_episodes=5),
+    "sidestepping": PoseSearcher(num_episodes=5, gait="sidestep"),
     "noisy": PoseSearcher(num_episodes=5, epsilon=0.3),
 }
 for_all_sources = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
@@ -62,6 +63,30 @@ def test_it_learns_in_every_variant(settings: dict) -> None:
     episodes = play(PoseSearcher(num_episodes=1).start(pool, np.arange(60), seed=0), 12)
     paid = torch.stack([episode.returns > 0 for episode in episodes]).float().mean(1)
     assert paid[0] < 0.5 and paid[-1] > 0.95
+
+
+def test_who_sidesteps_never_turns_and_finds_as_much() -> None:
+    learners = PoseSearcher(num_episodes=1, gait="sidestep").start(POOL, np.arange(100), seed=0)
+    episodes = play(learners, 16)
+    turning = torch.tensor([action for action, turn in enumerate(TURNS) if turn])
+    assert not any(torch.isin(episode.actions, turning).any() for episode in episodes)
+    assert episodes[0].returns.mean() < 0.4 and episodes[-1].returns.mean() > 0.97
+
+
+def test_a_sidestep_is_the_move_that_ends_nearest() -> None:
+    pool = Watermaze(**PIXELS, num_tasks=50)
+    batch = pool.batch(np.arange(50), seed=0)
+    batch.reset()
+    targets = torch.as_tensor(pool.goals)
+    chosen = batch.sidestep(targets)
+    place, heading = batch.position.clone(), batch.heading.clone()
+    ended = {}
+    for action in (action for action, turn in enumerate(TURNS) if not turn):
+        batch.position, batch.heading = place, heading
+        batch.advance(torch.full((50,), action))
+        ended[action] = (batch.position - targets).norm(dim=1)
+    for i, action in enumerate(chosen.tolist()):
+        assert ended[action][i] == min(distances[i] for distances in ended.values())
 
 
 def test_it_stays_where_it_was_paid() -> None:
@@ -174,6 +199,7 @@ def test_noise_is_as_frequent_as_asked() -> None:
     "settings",
     [
         {"num_episodes": 0},
+        {"gait": "crawl"},
         {"discount": 1.5},
         {"discount": 0.0},
         {"power": -1.0},

@@ -1,6 +1,7 @@
 """A study runs for real: shares what is equal, adds up over sittings, resumes, and becomes a page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 
 from distillery.papers.results import read_runs
 from distillery.papers.statistics import NOT_RUN, StudyNumbers
-from distillery.papers.study import Study, load_study
+from distillery.papers.study import Study, load_study, study_names
 from distillery.stages import compare, paper
 from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
 from distillery.stages.study_units import units_of
@@ -177,3 +178,47 @@ def test_a_broken_override_is_refused_before_any_run(tmp_path):
     study = write_study(tmp_path, STUDY | {"overrides": ["models.widht=3"]})
     with pytest.raises(ValueError, match="study 'toy', variant 'ad' cannot be composed.*widht"):
         units_of(study)
+
+
+# Few tasks, episodes and updates; models and pictures stay as large as the paper's.
+SHORT = [
+    "tracking=none",
+    "tasks.num_train=4",
+    "tasks.num_validation=1",
+    "sources.num_episodes=8",
+    "histories.collection.selection.min_final_fraction=null",
+    "histories.contexts.batch_size=2",
+    "training.schedule.num_updates=1",
+    "training.schedule.validate_every_updates=1",
+    "training.validation.num_episodes=1",
+    "training.validation.num_seeds=1",
+    "evaluation.lifetimes.num_episodes=2",
+    "evaluation.lifetimes.num_seeds=1",
+    "evaluation.max_tasks=2",
+]
+# The paper's sources learn for hours; these within eight episodes.
+QUICK_SOURCES = {
+    "dark_room_paper_size": "explorer",
+    "dark_room_hard_paper_size": "explorer_hard",
+    "dark_key_to_door_paper_size": "explorer_key_to_door",
+    "watermaze_paper_size": "pose_searcher",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in study_names() if load_study(name).on_request])
+def test_the_papers_own_sizes_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = load_study(name)
+    study = replace(
+        whole, name="short", overrides=(f"sources={QUICK_SOURCES[name]}", *SHORT), num_seeds=1, gathered_as=None
+    )
+    assert paper.run_studies([(study, ["ad"])], num_workers=1, num_threads=1, extra=[]) == 0
+    (run,) = read_runs("short")
+    assert run.updates == 1 and len(run.splits["held_out"].curve) == 2
+
+
+def test_what_needs_a_gpu_runs_only_when_it_is_named():
+    on_request = {name for name in study_names() if load_study(name).on_request}
+    assert on_request and set(paper.default_studies()) == set(study_names()) - on_request
+    assert [study.name for study, _ in paper.asked_studies(["dark_room_paper_size"])] == ["dark_room_paper_size"]

@@ -94,6 +94,7 @@ class Study:
         level: the published end level, whose first reaching is counted in episodes.
         gathered_as: the experiment's name among all metrics of the report; None is not gathered.
         note: how ours differs from the published setting.
+        on_request: whether it runs only when it is named, since it needs more than two CPU cores.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Study:
     level: float | None = None
     gathered_as: str | None = None
     note: str = ""
+    on_request: bool = False
     order: int = field(default=100, compare=False)
 
     def __post_init__(self) -> None:

@@ -48,7 +48,10 @@ class PoseBatch(TaskBatch, Protocol):
     step_length: float
 
     def steer(self, targets: Tensor) -> Tensor:
-        """(E,) the action that leads nearest to (E, 2) points."""
+        """(E,) the action that leads soonest to (E, 2) points."""
+
+    def sidestep(self, targets: Tensor) -> Tensor:
+        """(E,) the same, of the actions that do not turn."""
 
 
 class PoseSearcher(Source):
@@ -56,6 +59,8 @@ class PoseSearcher(Source):
 
     Args:
         num_episodes: length of one history, in episodes.
+        gait: ``turn``, to where it goes, then straight ahead; or ``sidestep``, ahead, back and to the sides without
+            ever turning, so that every action depends on where the goal lies, not those alone that begin an episode.
         discount: of a step on the way to a cell, above 0 and up to 1.
         power: how fast a cell's worth falls with its count; 0.5 is the classical bonus.
         cell_size: side of a cell, in platform radii.
@@ -68,6 +73,7 @@ class PoseSearcher(Source):
         self,
         *,
         num_episodes: int,
+        gait: str = "turn",
         discount: float = 0.9,
         power: float = 2.0,
         cell_size: float = 0.5,
@@ -81,11 +87,14 @@ class PoseSearcher(Source):
             "pose_searcher", discount=discount, preference=preference, epsilon=epsilon, epsilon_end=epsilon_end
         )
         require_positive("pose_searcher", discount=discount, power=power, cell_size=cell_size)
+        if gait not in ("turn", "sidestep"):
+            raise ValueError(f"pose_searcher gait must be turn or sidestep, got {gait!r}")
         if cell_size > 1.0:
             raise ValueError(
                 f"pose_searcher cell_size must be at most 1, or goals hide between cells, got {cell_size}"
             )
-        self.num_episodes, self.discount, self.power = num_episodes, discount, power
+        self.num_episodes, self.gait = num_episodes, gait
+        self.discount, self.power = discount, power
         self.cell_size, self.preference = cell_size, preference
         self.epsilon, self.epsilon_end = epsilon, epsilon_end
 
@@ -227,7 +236,8 @@ class _Search:
                 self.paid_at[self.searchers],
             )
             targets = targets.index_put((self.searchers,), search)
-        return self.batch.steer(targets)
+        turns = self._learners._source.gait == "turn"
+        return self.batch.steer(targets) if turns else self.batch.sidestep(targets)
 
     def watch(self, observations: Tensor, actions: Tensor, transition: Transition, alive: Tensor | None) -> None:
         """Covers ground, and notes who is paid for the first time in this episode."""

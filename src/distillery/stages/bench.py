@@ -4,6 +4,8 @@ python -m distillery.stages.bench
 """
 
 import argparse
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from distillery.models.causal_transformer import CausalTransformer
 from distillery.sources.explorer import Explorer
 from distillery.sources.q_learning import QLearning
 from distillery.tasks.dark_room import DarkRoom
+from distillery.tasks.watermaze import Watermaze, WatermazeBatch
 
 Row = tuple[str, str, float, str, float]
 
@@ -145,6 +148,65 @@ def bench_model(room: DarkRoom) -> list[Row]:
     ]
 
 
+# A pool like ours: a disc of water, a ring of coloured walls, a platform, and a camera that slides and turns.
+_POOL = """<mujoco>
+<visual><global offwidth="96" offheight="72"/><quality shadowsize="0" offsamples="0"/></visual>
+<worldbody><light pos="0 0 2" castshadow="false"/><geom type="cylinder" size="1 .01" rgba="0 .3 .8 1"/>{walls}
+<geom type="cylinder" size=".1 .05" pos=".4 .2 .05"/>
+<body pos="0 0 .12"><joint type="slide" axis="1 0 0"/><joint type="slide" axis="0 1 0"/><joint axis="0 0 1"/>
+<geom size=".01" mass="1"/><camera name="eye" fovy="74" xyaxes="0 -1 0 0 0 1"/></body></worldbody></mujoco>"""
+
+
+def mujoco_frames(height: int, width: int, num_frames: int = 1000) -> float:
+    """Frames per second of MuJoCo drawing such a pool one by one, without shadows; NaN where it is not installed."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        import mujoco
+    except (ImportError, AttributeError):  # the latter where there is no OpenGL
+        return math.nan
+    wall = '<geom type="box" size=".02 .14 .25" pos="{:.3f} {:.3f} .25" euler="0 0 {:.0f}" rgba="{:d} {:d} {:d} 1"/>'
+    walls = "".join(
+        wall.format(np.cos(turn), np.sin(turn), np.degrees(turn), i % 3 == 0, i % 3 == 1, i % 3 == 2)
+        for i, turn in enumerate(np.arange(24) * np.pi / 12)
+    )
+    model = mujoco.MjModel.from_xml_string(_POOL.format(walls=walls))
+    data, random = mujoco.MjData(model), np.random.default_rng(0)
+    with mujoco.Renderer(model, height, width) as renderer:
+
+        def draw() -> int:
+            for _ in range(num_frames):
+                data.qpos[:] = random.uniform(-0.5, 0.5, 3)
+                mujoco.mj_kinematics(model, data)
+                mujoco.mj_camlight(model, data)
+                renderer.update_scene(data, camera="eye")
+                if not renderer.render().any():
+                    raise RuntimeError("MuJoCo drew a black picture")
+            return num_frames
+
+        return rate(draw, 2)
+
+
+def bench_renderer(room: DarkRoom) -> list[Row]:
+    """A batch of 1024 views of the pool against one at a time, in frames per second."""
+    rows = []
+    for height, width in ((18, 24), (72, 96)):
+        pool = Watermaze(height=height, width=width).batch(np.arange(1024), seed=0)
+        pool.reset()
+        actions = torch.randint(8, (20, 1024), generator=torch.Generator().manual_seed(0))
+        for step in actions:
+            pool.advance(step)
+
+        def draw(pool: WatermazeBatch = pool) -> int:
+            pool.frames()
+            return 1024
+
+        draw()
+        other = mujoco_frames(height, width)
+        beside = "MuJoCo (not installed: pip install -e .[bench])" if math.isnan(other) else "MuJoCo, one by one"
+        rows.append((f"views of 1024 pools, {height}x{width}", "frames/s", rate(draw, 10), beside, other))
+    return rows
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -156,9 +218,16 @@ def main() -> None:
     table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for column in ("what", "speed", "beside", "speed", "ratio"):
         table.add_column(column, justify="left" if column in ("what", "beside") else "right")
-    for bench in (bench_sources, bench_histories, bench_model):
+    for bench in (bench_sources, bench_histories, bench_model, bench_renderer):
         for what, unit, speed, beside, other in bench(room):
-            table.add_row(what, f"{speed:,.0f} {unit}", beside, f"{other:,.0f}", f"{speed / other:,.1f} x")
+            known = not math.isnan(other)
+            table.add_row(
+                what,
+                f"{speed:,.0f} {unit}",
+                beside,
+                f"{other:,.0f}" if known else "",
+                f"{speed / other:,.1f} x" if known else "",
+            )
     Console(width=150).print(table)
 
 

@@ -1,6 +1,6 @@
 """Runs studies of published results, and draws the page that puts them beside ours.
 
-python -m distillery.stages.paper                     every study, then the page
+python -m distillery.stages.paper                     every study that two cores can run, then the page
 python -m distillery.stages.paper context_size        one of them, then the page
 python -m distillery.stages.paper context_size/c200   one variant of it
 python -m distillery.stages.paper --page              the page alone, from the committed results
@@ -261,6 +261,11 @@ def asked_studies(names: Sequence[str]) -> list[tuple[Study, Collection[str]]]:
     return [(load_study(study), variants) for study, variants in asked.items()]
 
 
+def default_studies() -> list[str]:
+    """What runs when nothing is named: all that needs no GPU."""
+    return [name for name in study_names() if not load_study(name).on_request]
+
+
 def list_studies(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequence[str]) -> None:
     """Prints every study with what is done and left."""
     table = Table("study", "what it shows", "runs", "left", box=None)
@@ -268,7 +273,8 @@ def list_studies(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequen
         have = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
         units = units_of(study, extra)
         left = sum(have.get((unit.variant, unit.seed)) != unit.settings for unit in units)
-        table.add_row(study.name, study.title, str(len(units)), str(left))
+        title = f"{study.title} (when named)" if study.on_request else study.title
+        table.add_row(study.name, title, str(len(units)), str(left))
     Console().print(table)
 
 
@@ -282,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "studies",
         nargs="*",
-        help="names of studies, or study/variant (default: all), then overrides like runtime=cuda",
+        help="names of studies, or study/variant (default: all for a CPU), then overrides like runtime=cuda",
     )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a process each")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -301,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.workers < 1 or options.threads < 1:
         sys.exit(f"error: --workers and --threads must be at least 1, got {options.workers} and {options.threads}")
     try:
-        studies = asked_studies(names or study_names())
+        studies = asked_studies(names or (study_names() if options.list else default_studies()))
         if options.list:
             list_studies(studies, extra)
             return

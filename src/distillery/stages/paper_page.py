@@ -156,11 +156,13 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> Path:
     """Writes the page from the committed results alone."""
     told, images = [], {}
-    for name in study_names():
-        values, image = study_values(load_study(name), results)
+    for study in map(load_study, study_names()):
+        if study.on_request and not read_runs(study.name, results):
+            continue
+        values, image = study_values(study, results)
         told.append(values)
         if image is not None:
-            images[f"{name}.png"] = image
+            images[f"{study.name}.png"] = image
     text = render_page(images, template="paper.html.j2", studies=told)
     with whole_file(page) as temporary:
         temporary.write_text(text)

@@ -225,6 +225,7 @@ class WatermazeBatch(TaskBatch):
         self._all_goals = torch.as_tensor(tasks.goals, device=device)
         self._goals = self._all_goals[self.task_ids]  # (E, 2)
         self._turns = torch.tensor(TURNS, device=device) * tasks.turn_angle  # (A,)
+        self._unturned = torch.tensor([action for action, turn in enumerate(TURNS) if turn == 0], device=device)
         self._steps = torch.tensor(STEPS, device=device) * tasks.step_length  # (A, 2) ahead, right
         self._start = torch.tensor(tasks.start, device=device)
         self._start_headings = torch.as_tensor(tasks.start_headings, dtype=torch.float32, device=device)
@@ -302,6 +303,11 @@ class WatermazeBatch(TaskBatch):
         """See `TaskBatch.step`."""
         rewards, terminated, truncated = self.advance(actions)
         return Transition(self._look(), rewards, terminated, truncated)
+
+    def sidestep(self, targets: Tensor) -> Tensor:
+        """(E,) of the actions that do not turn, the one that ends nearest to (E, 2) points."""
+        position, _ = self._moved(self._unturned.expand(len(targets), -1))
+        return self._unturned[(targets[:, None] - position).norm(dim=-1).argmin(1)]
 
     def steer(self, targets: Tensor) -> Tensor:
         """(E,) the action that leaves the fewest steps to (E, 2) points and, if several do, faces them best.
