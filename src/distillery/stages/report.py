@@ -56,7 +56,7 @@ DARK_ROOM = "distillery.tasks.dark_room.DarkRoom"
 TRANSFORMER = "distillery.models.causal_transformer.CausalTransformer"
 # Settings that say which tasks are reported, not what a return means.
 _SPLIT_SETTINGS = (
-    *("split", "split_seed", "task_seed", "num_tasks"),
+    *("split", "split_seed", "num_tasks"),
     *("num_train", "num_validation", "num_held_out", "num_seen", "num_uniform"),
 )
 # Of a row, what the page shows in another way than by a column.

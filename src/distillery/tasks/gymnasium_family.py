@@ -62,8 +62,7 @@ class GymnasiumFamily(TaskDistribution):
         num_train: tasks to train on.
         num_validation: tasks that select checkpoints and hyper-parameters.
         num_held_out: tasks that are reported.
-        task_seed: seed of what the tasks are.
-        split_seed: likewise, for a split by chance is made by drawing: another one draws every split anew.
+        split_seed: seed of what the tasks are: the split is made by drawing, so another one draws every split anew.
 
     Attributes:
         variations: (num_tasks,) list, what is varied in each task, by name.
@@ -88,7 +87,6 @@ class GymnasiumFamily(TaskDistribution):
         num_train: int = 32,
         num_validation: int = 8,
         num_held_out: int = 8,
-        task_seed: int = 0,
         split_seed: int = 0,
     ) -> None:
         super().__init__(
@@ -112,7 +110,7 @@ class GymnasiumFamily(TaskDistribution):
             if name in self._make:
                 raise ValueError(f"gymnasium_family make has '{name}'; {f'set {ours}' if ours else 'leave it out'}")
         _import(modules)
-        seed = stream_seed(task_seed, "gymnasium_family", split_seed)
+        seed = stream_seed(split_seed, "gymnasium_family")
         self.variations = draw_variations(
             dict(variations or {}), self.num_tasks, seed=seed, distinct=not fixed_reset_seed
         )
