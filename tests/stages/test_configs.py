@@ -30,6 +30,10 @@ COMPANIONS = {
     ("sources", "explorer_hard"): ["histories.contexts.keep_every_episode=1"],
     ("sources", "explorer_key_to_door"): ["histories.contexts.keep_every_episode=1"],
     ("sources", "pose_searcher"): ["tasks=watermaze_small", "histories.contexts.keep_every_episode=1"],
+    ("sources", "pose_searcher_sidestep"): [
+        "tasks=watermaze_small",
+        "histories.contexts.keep_every_episode=1",
+    ],
     ("sources", "ucb"): BANDIT,
     ("sources", "thompson"): BANDIT,
     ("training", "rl2"): ["agent=rl2"],
@@ -73,7 +77,7 @@ def refusal(params: dict, name: str = "dark_room") -> str:
     [
         ({"training": {"lrr": 1}}, ["lrr"]),
         ({"models": {"context_length": 900}}, ["models.context_length=900", "sequence_length=400"]),
-        ({"histories": {"contexts": {"sequence_length": 4000}}}, ["sequence_length=4000", "400 steps"]),
+        ({"histories": {"contexts": {"sequence_length": 4000}}}, ["sequence_length=4000", "600 steps"]),
         ({"models": {"positions": "absolute"}}, ["context_length=200 must equal", "sequence_length=400"]),
         ({"sources": {"learning_rate": 0.5}}, ["changes 'sources'", "dark_room-q_learning"]),
         ({"tasks": {"walls": "wrap"}}, ["changes 'tasks'"]),

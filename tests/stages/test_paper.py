@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from distillery.papers.results import read_runs
 from distillery.papers.statistics import NOT_RUN, StudyNumbers
 from distillery.papers.study import Study, load_study, study_names
 from distillery.stages import compare, paper
 from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
+from distillery.stages.resolve import check
 from distillery.stages.study_units import units_of
 
 STUDY = {
@@ -219,6 +221,17 @@ def test_the_papers_own_sizes_run(name, tmp_path, monkeypatch):
 
 
 def test_what_needs_a_gpu_runs_only_when_it_is_named():
-    on_request = {name for name in study_names() if load_study(name).on_request}
-    assert on_request and set(paper.default_studies()) == set(study_names()) - on_request
+    large = {f"{name}_paper_size" for name in ("dark_room", "dark_room_hard", "dark_key_to_door", "watermaze")}
+    assert not large & set(paper.default_studies())
+    assert large | set(paper.default_studies()) == set(study_names())
     assert [study.name for study, _ in paper.asked_studies(["dark_room_paper_size"])] == ["dark_room_paper_size"]
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_run_of_every_study_would_start(name):
+    study = load_study(name)
+    for unit in units_of(study):
+        if unit.seed == 0:
+            config = OmegaConf.create(unit.config)
+            OmegaConf.set_struct(config, True)
+            check(config)

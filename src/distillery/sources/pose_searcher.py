@@ -8,11 +8,12 @@ are known, so what is left of planning is one closed form:
 
 over cells c, where n(c) counts the unpaid steps that ended so near to c that a goal there would have paid.
 
-Ours differs from MBIE-EB in four ways: worth falls with the way straight ahead instead of being found by value
-iteration; the bonus' power is a setting (theirs is 1/2; rewards here are deterministic, so a cell once covered is all
-but worthless and a higher power wastes less); each learner prefers cells a little by draws of its own, which break
-ties; and once a step was paid the search is over: the goal lies near that place, and the middle of the cells there
-with the least counts is where all later episodes go. It reads positions and rewards, never pictures.
+Ours differs from MBIE-EB in five ways: worth falls with the way straight ahead, which who sidesteps goes in stairs,
+instead of being found by value iteration; the bonus' power is a setting (theirs is 1/2; rewards here are
+deterministic, so a cell once covered is all but worthless and a higher power wastes less); each learner prefers cells
+a little by draws of its own, which break ties; and once a step was paid the search is over: the goal lies near that
+place, and the middle of the cells there with the least counts is where all later episodes go. It reads positions and
+rewards, never pictures.
 
 Letters: E learners, C cells, T environment steps.
 """
@@ -51,7 +52,7 @@ class PoseBatch(TaskBatch, Protocol):
         """(E,) the action that leads soonest to (E, 2) points."""
 
     def sidestep(self, targets: Tensor) -> Tensor:
-        """(E,) the same, of the actions that do not turn."""
+        """(E,) the action that does not turn and ends nearest to (E, 2) points."""
 
 
 class PoseSearcher(Source):

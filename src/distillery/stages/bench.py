@@ -158,7 +158,7 @@ _POOL = """<mujoco>
 
 
 def mujoco_frames(height: int, width: int, num_frames: int = 1000) -> float:
-    """Frames per second of MuJoCo drawing such a pool one by one, without shadows; NaN where it is not installed."""
+    """Frames per second of MuJoCo drawing such a pool one by one, without shadows; NaN where that cannot be."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
@@ -202,7 +202,7 @@ def bench_renderer(room: DarkRoom) -> list[Row]:
 
         draw()
         other = mujoco_frames(height, width)
-        beside = "MuJoCo (not installed: pip install -e .[bench])" if math.isnan(other) else "MuJoCo, one by one"
+        beside = "MuJoCo (not installed, extra bench, or no OpenGL)" if math.isnan(other) else "MuJoCo, one by one"
         rows.append((f"views of 1024 pools, {height}x{width}", "frames/s", rate(draw, 10), beside, other))
     return rows
 

@@ -58,7 +58,7 @@ from distillery.stages.entry import (
 from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
 from distillery.stages.resolve import check
-from distillery.stages.study_units import Unit, digest, units_of
+from distillery.stages.study_units import Unit, digest, is_current, units_of
 from distillery.stages.train import train
 from distillery.tracking.provenance import provenance_tags
 from distillery.training.checkpoints import read_checkpoint_info
@@ -270,11 +270,11 @@ def list_studies(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequen
     """Prints every study with what is done and left."""
     table = Table("study", "what it shows", "runs", "left", box=None)
     for study, _ in studies:
-        have = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
-        units = units_of(study, extra)
-        left = sum(have.get((unit.variant, unit.seed)) != unit.settings for unit in units)
+        runs = read_runs(study.name)
+        num_runs = len(units_of(study, extra))
+        left = num_runs - sum(is_current(study, runs))
         title = f"{study.title} (when named)" if study.on_request else study.title
-        table.add_row(study.name, title, str(len(units)), str(left))
+        table.add_row(study.name, title, str(num_runs), str(left))
     Console().print(table)
 
 
