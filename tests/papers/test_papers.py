@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,24 @@ def test_episodes_to_the_published_level():
     check = Check("soon", "good", metric="episodes_to", at_most=25)
     assert StudyNumbers(study(check, level=1.8), runs).check(check) == (True, "21")
     assert StudyNumbers(study(check, level=1.95), runs).verdict() == DOES_NOT
+
+
+def test_who_reaches_a_level_sooner():
+    soon, late, never = ([0.0] * n + [1.9] * (50 - n) for n in (20, 30, 50))
+    check = Check("sooner", "good", worse="bad", metric="episodes_to")
+    for good, bad, met, text in (
+        (soon, late, True, "21 against 31"),
+        (late, soon, False, "31 against 21"),
+        (soon, soon, False, "21 against 21"),
+        (soon, never, True, "21 against never"),
+        (never, never, False, "never against never"),
+    ):
+        runs = [run("good", 0, [1.9], curve=good), run("bad", 0, [1.9], curve=bad)]
+        assert StudyNumbers(study(check, level=1.8), runs).check(check) == (met, text)
+        wide = replace(check, margin=15.0)
+        assert StudyNumbers(study(wide, level=1.8), runs).check(wide)[0] is (met and bad is never)
+    with pytest.raises(ValueError, match="counts episodes; give the study a level"):
+        study(Check("sooner", "good", metric="episodes_to", at_least=3.0), level=1.8)
 
 
 def test_failures_come_worst_first():

@@ -195,9 +195,7 @@ class StudyNumbers:
             return None, NOT_RUN
         asked: dict[str, Any] = {"metric": check.metric, "split": check.split}
         if check.metric == "episodes_to":
-            reached = self.episodes_to_level(check.variant, check.split)
-            assert check.at_most is not None
-            return reached is not None and reached <= check.at_most, f"{reached}"
+            return self._check_episodes(check)
         own = self.level(check.variant, **asked)
         if check.worse is None:
             met = (check.at_least is None or own.value >= check.at_least) and (
@@ -208,6 +206,16 @@ class StudyNumbers:
         low, high = difference(self.scores(check.variant, **asked), self.scores(check.worse, **asked))
         text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
         return low > check.margin, text
+
+    def _check_episodes(self, check: Check) -> tuple[bool, str]:
+        reached = self.episodes_to_level(check.variant, check.split)
+        text = "never" if reached is None else f"{reached}"
+        if check.worse is None:
+            assert check.at_most is not None
+            return reached is not None and reached <= check.at_most, text
+        other = self.episodes_to_level(check.worse, check.split)
+        sooner = reached is not None and (other is None or reached + check.margin < other)
+        return sooner, f"{text} against {'never' if other is None else other}"
 
     def verdict(self) -> str:
         """`HOLDS`, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""

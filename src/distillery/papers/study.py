@@ -50,7 +50,8 @@ class Check:
     """One part of a claim, true or false of the numbers.
 
     With `worse`, the 95 % interval of the difference between two variants must lie above `margin`; otherwise the
-    variant's own metric must reach `at_least`, or stay under `at_most`.
+    variant's own metric must reach `at_least`, or stay under `at_most`. Of `episodes_to`, which is of mean curves and
+    has no interval, the variant's must be smaller than that of `worse` by more than `margin`.
 
     Attributes:
         text: what is checked, in words.
@@ -139,10 +140,11 @@ class Study:
                     f"study '{self.name}': the check '{check.text}' would always be met; give it worse, at_least or "
                     "at_most"
                 )
-            if check.metric == "episodes_to" and (self.level is None or check.at_most is None):
+            uncounted = self.level is None or (check.at_most is None and check.worse is None)
+            if check.metric == "episodes_to" and uncounted:
                 raise ValueError(
                     f"study '{self.name}': the check '{check.text}' counts episodes; give the study a level and the "
-                    "check at_most"
+                    "check at_most or worse"
                 )
         if self.metric == "episodes_to":
             raise ValueError(f"study '{self.name}': episodes_to is for checks; choose another metric")

@@ -203,7 +203,7 @@ def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[st
         "final_return_iqm": shown.iqm,
         "final_return_iqm_ci95": [shown.iqm_low, shown.iqm_high],
         "is_normalised": study.metric == "normalised",
-        "return_at": {str(e): float(curve[e - 1]) for e in (1, 10, 25, 50, 100, 160) if e <= len(curve)},
+        "return_at": {str(e): float(curve[e - 1]) for e in (1, 10, 25, 50, 100, 160, 300, 1000) if e <= len(curve)},
         "nauc": float(curve.mean() / oracle),
         "oracle_return": oracle,
         "oracle_fraction": returns.value / oracle,
