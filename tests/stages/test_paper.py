@@ -172,7 +172,9 @@ def test_a_study_cannot_be_changed_from_the_command_line(capsys):
         paper.main(["dark_room", "runtime.num_threads=4"])
     with pytest.raises(SystemExit, match="no study 'dark_hall'"):
         paper.main(["dark_hall"])
-    with pytest.raises(SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_explorer"):
+    with pytest.raises(
+        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_explorer"
+    ):
         paper.main(["dark_room/nonsense"])
 
 

@@ -24,7 +24,7 @@ WINDOW = 10
 SAME = 1e-9  # numbers this close are equal but for rounding
 # What normalised scores count as 0 and 1.
 ENDS = ("random", "source")
-HOLDS, IN_PART, DOES_NOT, NOT_RUN = "holds", "holds in part", "does not", "not run yet"
+HOLDS, SO_FAR, IN_PART, DOES_NOT, NOT_RUN = "holds", "holds so far", "holds in part", "does not", "not run yet"
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,14 @@ class StudyNumbers:
         return sooner, f"{text} against {'never' if other is None else other}"
 
     def verdict(self) -> str:
-        """`HOLDS`, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
+        """`HOLDS`, `SO_FAR` where checks are left to run, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
         met = [self.check(check)[0] for check in self.study.checks]
         if not met or all(one is None for one in met):
             return NOT_RUN
         if all(one is True for one in met):
             return HOLDS
+        if not any(one is False for one in met):
+            return SO_FAR
         return IN_PART if any(one is True for one in met) else DOES_NOT
 
 

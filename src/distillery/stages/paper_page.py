@@ -9,7 +9,7 @@ import numpy as np
 from distillery.core.files import whole_file
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
-from distillery.papers.statistics import DOES_NOT, HOLDS, IN_PART, NOT_RUN, StudyNumbers
+from distillery.papers.statistics import DOES_NOT, HOLDS, IN_PART, NOT_RUN, SO_FAR, StudyNumbers
 from distillery.papers.study import EXTRA, Study, Variant, load_study, study_names
 from distillery.reports.page import render_page
 from distillery.reports.study_figures import (
@@ -26,7 +26,7 @@ from distillery.reports.tables import DASH, rounded
 from distillery.stages.study_units import is_current
 
 PAGE = Path("data", "reports", "paper.html")
-_CLASSES = {HOLDS: "holds", IN_PART: "part", DOES_NOT: "not", NOT_RUN: "unrun"}
+_CLASSES = {HOLDS: "holds", SO_FAR: "holds", IN_PART: "part", DOES_NOT: "not", NOT_RUN: "unrun"}
 _MARKS = {True: ("yes", "holds"), False: ("no", "not"), None: ("open", "unrun")}
 _METRIC_NAMES = {"final": "return at the end", "gain": "gain over the first episode", "normalised": "normalised score"}
 SPLIT_NAMES = {"held_out": "held-out", "train": "training", "seen": "seen kind", "uniform": "uniform"}
