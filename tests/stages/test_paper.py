@@ -191,6 +191,7 @@ SHORT = [
     "tasks.num_validation=1",
     "sources.num_episodes=8",
     "histories.collection.selection.min_final_fraction=null",
+    "histories.contexts.keep_every_episode=1",
     "histories.contexts.batch_size=2",
     "training.schedule.num_updates=1",
     "training.schedule.validate_every_updates=1",
