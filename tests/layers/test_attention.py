@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from distillery.layers.attention import Rotary, WindowAttention, alibi_slopes, banded_mask
+from distillery.layers.attention import (
+    QUERY_BLOCK,
+    Rotary,
+    WindowAttention,
+    alibi_slopes,
+    banded_mask,
+    blockwise_window_attention,
+    turned_pairs,
+    window_attention,
+)
 
 
 def test_banded_mask_by_hand():
@@ -34,6 +43,36 @@ def test_a_pair_turns_by_its_angle():
     rotary = Rotary(2, fraction=1.0)
     turned = rotary.turn(torch.tensor([[[[1.0, 0.0]]]]), rotary.turns(torch.tensor([2])))
     torch.testing.assert_close(turned.flatten(), torch.tensor([math.cos(2.0), math.sin(2.0)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_complex_products_equal_the_plain_turns(dtype):
+    rotary = Rotary(8, fraction=0.5)
+    torch.manual_seed(0)
+    angles = rotary.turns(torch.arange(3, 14))
+    heads = torch.randn(2, 11, 2, 3, 8, dtype=dtype, requires_grad=True)
+    weights = torch.randn(2, 11, 2, 3, 8)
+    turned = rotary.turn(heads, angles)
+    plain = turned_pairs(heads.float().unflatten(-1, (4, 2)), angles[:, None, None]).flatten(-2).to(dtype)
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned, plain)
+    gradients = [torch.autograd.grad((values.float() * weights).sum(), heads)[0] for values in (turned, plain)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(turned[..., 4:], heads[..., 4:])  # the other half of the pairs stays
+
+
+@pytest.mark.parametrize("window", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 1000])
+@pytest.mark.parametrize("num_tokens", [3, QUERY_BLOCK, 3 * QUERY_BLOCK + 7])
+def test_blocks_of_queries_equal_one_call(window, num_tokens):
+    torch.manual_seed(0)
+    heads = torch.randn(3, 2, 2, num_tokens, 4, requires_grad=True)
+    weights = torch.randn(2, 2, num_tokens, 4)
+    results = []
+    for attend in (window_attention, blockwise_window_attention):
+        read = attend(*heads, window=window)
+        results.append((read, torch.autograd.grad((read * weights).sum(), heads)[0]))
+    for blocks, plain in zip(*results, strict=True):
+        torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

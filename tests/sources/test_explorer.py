@@ -113,6 +113,22 @@ def test_the_curve_of_key_and_door() -> None:
     assert learners.episode(frozen=True).returns.mean() > 1.995
 
 
+def test_without_drawn_ties_what_a_learner_does_follows_from_what_it_has_seen() -> None:
+    room = DarkRoom(reward="once")
+    task_ids = np.arange(81)
+    first, again, drawn = (
+        torch.stack([e.actions for e in Explorer(num_episodes=12, tie_break=tie_break).run(room, task_ids, seed=seed)])
+        for tie_break, seed in (("first", 0), ("first", 1), ("random", 0))
+    )
+    assert torch.equal(first, again)  # every episode of this room starts in its centre
+    assert not torch.equal(first, drawn)
+    assert (first[0, :, 0] == 0).all()  # all is unseen: the lowest action
+    learners = Explorer(num_episodes=12, tie_break="first").start(room, task_ids, seed=0)
+    for _ in range(12):
+        learners.episode()
+    assert learners.episode(frozen=True).returns.min() == 1.0
+
+
 def test_no_arrivals_are_learned_where_moves_lead_where_they_should() -> None:
     learners = Explorer(num_episodes=2).start(DarkRoom(termination="at_goal"), np.arange(81), seed=0)
     for _ in range(2):
@@ -169,7 +185,9 @@ def test_tasks_without_numbered_states_are_refused(source: Source) -> None:
         source.start(Unnumbered(), np.array([3]), seed=0)
 
 
-@pytest.mark.parametrize("settings", [{"bonus": "count"}, {"bonus_weight": -1.0}, {"reward_of": "state"}])
+@pytest.mark.parametrize(
+    "settings", [{"bonus": "count"}, {"bonus_weight": -1.0}, {"reward_of": "state"}, {"tie_break": "last"}]
+)
 def test_bad_settings_are_named(settings: dict) -> None:
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=f"{name}.*{value}"):

@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.pre_norm = norm == "pre"
 
     def _feedforward(self, x: Tensor) -> Tensor:
-        return self.feedforward_out(F.gelu(self.feedforward_in(x), approximate="tanh"))
+        return self.feedforward_out(F.gelu(self.feedforward_in(x)))
 
     def attended(self, x: Tensor) -> Tensor:
         """What the attention reads, (B, S, W)."""

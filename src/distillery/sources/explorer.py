@@ -11,7 +11,9 @@ is assumed to be changed until it was seen.
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
 given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
 unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
-equally good actions are drawn at random at every step.
+equally good actions are drawn at random at every step, or, under ``tie_break: first``, the lowest is taken. The second
+makes what a learner does follow from what it has seen, and so easier to distil: where a reward comes once an episode,
+all steps after it are ties, and drawn at random most of what is read says nothing.
 
 Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
 Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
@@ -56,6 +58,7 @@ class Explorer(Source):
             are not, which one visit makes known.
         bonus_weight: of that bonus, in units of the rewards' spread.
         reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``.
+        tie_break: among equally good actions one is drawn at ``random``, or the ``first`` is taken.
 
     Raises:
         ValueError: a setting is out of range.
@@ -71,6 +74,7 @@ class Explorer(Source):
         bonus: str | None = None,
         bonus_weight: float = 0.5,
         reward_of: str = "arrival",
+        tie_break: str = "random",
     ) -> None:
         require_counts("explorer", num_episodes=num_episodes, num_sweeps=num_sweeps)
         require_fraction("explorer", discount=discount, optimism=optimism)
@@ -82,8 +86,11 @@ class Explorer(Source):
             raise ValueError(f"explorer bonus_weight must be finite and not negative, got {bonus_weight}")
         if reward_of not in ("arrival", "action"):
             raise ValueError(f"explorer reward_of must be arrival or action, got {reward_of!r}")
+        if tie_break not in ("random", "first"):
+            raise ValueError(f"explorer tie_break must be random or first, got {tie_break!r}")
         self.num_episodes, self.discount, self.optimism = num_episodes, discount, optimism
         self.num_sweeps, self.bonus, self.bonus_weight, self.reward_of = num_sweeps, bonus, bonus_weight, reward_of
+        self.tie_break = tie_break
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
@@ -162,9 +169,12 @@ class Explorers(Learners):
         if self._plan_is_stale:
             self._plan()
         ahead = self._worth()[self._key[state], self._learners[:, None]]  # (E, A)
-        tie_break = torch.rand(ahead.shape, generator=self._generator, device=ahead.device)
         nearly_best = ahead >= ahead.amax(1, keepdim=True) - _TIE
-        return (tie_break * nearly_best).argmax(1)
+        if self._source.tie_break == "first":
+            preference = torch.arange(ahead.shape[1], 0, -1, device=ahead.device)
+        else:
+            preference = torch.rand(ahead.shape, generator=self._generator, device=ahead.device)
+        return (preference * nearly_best).argmax(1)
 
     def _learn(
         self,

@@ -20,7 +20,7 @@ from distillery.core.specs import TaskSpec
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class CheckpointError(ValueError):
