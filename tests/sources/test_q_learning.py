@@ -119,3 +119,35 @@ def test_a_goal_that_pays_once_is_found_in_the_hard_room_and_kept() -> None:
     found = returns[:200].amax(0) > 0
     assert found.float().mean() > 0.5
     assert (returns[-20:].mean(0)[found] > 0.9).float().mean() > 0.8
+
+
+def test_an_episode_read_backwards_tells_every_step_of_its_reward() -> None:
+    room = DarkRoom(width=5, height=1, start=[0, 0], reward="once", episode_steps=4, num_validation=1, num_held_out=1)
+    settings = {"num_episodes": 1, "learning_rate": 0.5, "discount": 0.8, "epsilon_start": 0.0}
+    values = {}
+    for replay in (None, "backward"):
+        learners = QLearning(**settings, replay=replay).start(room, np.array([4]), seed=0)
+        learners._values.zero_()
+        learners._values[:, 1] = 1e-6  # it walks to the right, to the goal at the end
+        assert learners.episode().returns.tolist() == [1.0]
+        values[replay] = learners._values[:4, 1].tolist()
+    assert values[None] == pytest.approx([0.0, 0.0, 0.0, 0.5], abs=1e-5)
+    # The last step moves on from 0.5 to 0.75; each before it is half of 0.8 of the one behind.
+    assert values["backward"] == pytest.approx([0.048, 0.12, 0.3, 0.75], abs=1e-5)
+
+
+def test_what_was_found_once_is_found_again_after_reading_backwards() -> None:
+    room = DarkRoom(width=17, height=17, reward="once", num_validation=24, num_held_out=48)
+    settings = {"num_episodes": 150, "discount": 0.9, "epsilon_start": 0.05, "initial_value": 0.05}
+    again = {}
+    for replay in (None, "backward"):
+        source = QLearning(**settings, replay=replay)
+        returns = torch.stack([episode.returns for episode in source.run(room, np.arange(0, 289, 3), seed=0)])  # (N, E)
+        after = (returns.cumsum(0) - returns > 0).float()  # episodes after the first that found it
+        again[replay] = ((returns * after).sum() / after.sum()).item()
+    assert again["backward"] > 0.9 > 0.6 > again[None]
+
+
+def test_bad_replay_is_named() -> None:
+    with pytest.raises(ValueError, match="replay must be null or backward, got 'forward'"):
+        QLearning(num_episodes=1, replay="forward")

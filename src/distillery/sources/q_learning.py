@@ -10,8 +10,14 @@ ten-thousandth of its size (less would drown in float32), so that ties between u
 preference that each learner keeps, and no tie is left to break at every step.
 A time limit is not an end of the task: the last step of a truncated episode still looks ahead.
 
+Under ``replay: backward`` an episode is learned from once more when it is over, its last step first, so that a reward
+tells every step that led to it at once and not one step more each time it is found again: Lin, Self-improving reactive
+agents based on reinforcement learning, planning and teaching (1992), Machine Learning 8:293-321.
+
 Letters: E learners, S states, A actions, T environment steps.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -36,6 +42,10 @@ class QLearning(Source):
         epsilon_fraction: part of `num_episodes` over which epsilon falls.
         initial_value: first value of every entry; a value near ``1 / (1 - discount)`` is optimistic and explores
             by itself.
+        replay: ``backward`` learns every episode once more from its end to its beginning; None does not.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class QLearning(Source):
         epsilon_end: float = 0.0,
         epsilon_fraction: float = 0.6,
         initial_value: float = 0.0,
+        replay: str | None = None,
     ) -> None:
         require_counts("q_learning", num_episodes=num_episodes)
         require_fraction(
@@ -58,7 +69,9 @@ class QLearning(Source):
             epsilon_end=epsilon_end,
             epsilon_fraction=epsilon_fraction,
         )
-        self.num_episodes = num_episodes
+        if replay not in (None, "backward"):
+            raise ValueError(f"q_learning replay must be null or backward, got {replay!r}")
+        self.num_episodes, self.replay = num_episodes, replay
         self.learning_rate, self.discount, self.initial_value = learning_rate, discount, initial_value
         self.epsilon_start, self.epsilon_end = epsilon_start, epsilon_end
         self.epsilon_fraction = epsilon_fraction
@@ -140,15 +153,26 @@ class QLearners(Learners):
         """See `Learners.episode`."""
         if frozen:
             return play_tabular_episode(self._batch, lambda step, state: self._greedy(state), None)
-        epsilon = self._source.epsilon(self._episode)
+        choose = self._policy(self._source.epsilon(self._episode))
         self._episode += 1
+        if self._source.replay is None:
+            return play_tabular_episode(self._batch, choose, self._learn)
+        steps: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]] = []
+
+        def learn(*step: *tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]) -> None:
+            self._learn(*step)
+            steps.append(step)
+
+        episode = play_tabular_episode(self._batch, choose, learn)
+        for step in reversed(steps):
+            self._learn(*step)
+        return episode
+
+    def _policy(self, epsilon: float) -> Callable[[int, Tensor], Tensor]:
+        """How one episode is played."""
         if epsilon == 0.0:
-            return play_tabular_episode(self._batch, lambda step, state: self._greedy(state), self._learn)
+            return lambda step, state: self._greedy(state)
         explore, random_actions = self._draw_exploration(epsilon)
         if epsilon == 1.0:
-            return play_tabular_episode(self._batch, lambda step, state: random_actions[step], self._learn)
-
-        def choose(step: int, state: Tensor) -> Tensor:
-            return torch.where(explore[step], random_actions[step], self._greedy(state))
-
-        return play_tabular_episode(self._batch, choose, self._learn)
+            return lambda step, state: random_actions[step]
+        return lambda step, state: torch.where(explore[step], random_actions[step], self._greedy(state))
