@@ -142,7 +142,9 @@ def test_what_was_found_once_is_found_again_after_reading_backwards() -> None:
     again = {}
     for replay in (None, "backward"):
         source = QLearning(**settings, replay=replay)
-        returns = torch.stack([episode.returns for episode in source.run(room, np.arange(0, 289, 3), seed=0)])  # (N, E)
+        returns = torch.stack(
+            [episode.returns for episode in source.run(room, np.arange(0, 289, 3), seed=0)]
+        )  # (N, E)
         after = (returns.cumsum(0) - returns > 0).float()  # episodes after the first that found it
         again[replay] = ((returns * after).sum() / after.sum()).item()
     assert again["backward"] > 0.9 > 0.6 > again[None]

@@ -130,12 +130,18 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
     axes = figure.subplots()
     first = lines[0].points
     numeric = all(point.x is not None for line in lines for point in line.points)
-    for line, colour in zip(lines, _PALETTE, strict=False):
-        places = [point.x if numeric and point.x is not None else number for number, point in enumerate(line.points)]
+
+    def places_of(row: int) -> list[float]:
+        """Where the points of one line stand; where there is no axis a little apart, or they would hide each other."""
+        if numeric:
+            return [point.x for point in lines[row].points if point.x is not None]
+        return [number + 0.16 * (row - (len(lines) - 1) / 2) for number in range(len(lines[row].points))]
+
+    for row, (line, colour) in enumerate(zip(lines, _PALETTE, strict=False)):
         values = np.array([point.value for point in line.points])
         errors = np.array([[p.value - p.low for p in line.points], [p.high - p.value for p in line.points]])
         axes.errorbar(
-            places,
+            places_of(row),
             values,
             np.clip(errors, 0, None),
             color=colour,
@@ -144,8 +150,7 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
             linestyle="-" if numeric else "none",
             label=line.label,
         )
-    published = [(number if not numeric else point.x, point.published) for number, point in enumerate(first)]
-    told = [(x, y) for x, y in published if y is not None]
+    told = [(x, point.published) for x, point in zip(places_of(0), first, strict=True) if point.published is not None]
     if told:
         x, y = zip(*told, strict=True)
         style = ":" if numeric else "none"
@@ -153,16 +158,16 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
             x, y, color=PUBLISHED_COLOUR, marker="o", markerfacecolor="none", linestyle=style, label="as published"
         )
     if numeric:
-        places = [point.x for point in first if point.x is not None]
+        places = places_of(0)
         if min(places) > 0 and max(places) / min(places) >= 8:
             axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
     else:
-        axes.set_xticks(range(len(first)), [point.label for point in first])
+        axes.set_xticks(range(len(first)), [point.label for point in first], rotation=25, ha="right")
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
