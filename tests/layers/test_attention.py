@@ -107,3 +107,28 @@ def test_weights_times_values_are_what_the_layer_gives(positions):
         torch.testing.assert_close(
             attention.out_projection(read.flatten(1)), attention(x)[:, position], rtol=1e-4, atol=1e-5
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_blocks_of_queries_equal_one_token_at_a_time(bfloat16):
+    torch.manual_seed(0)
+    attention = WindowAttention(16, num_heads=2, window=QUERY_BLOCK + 9, positions="rotary").eval()
+    x = torch.randn(2, 3 * QUERY_BLOCK, 16)
+    cache = attention.new_cache(2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        whole = attention(x)
+        steps = torch.cat([attention.step(x[:, i : i + 1], i, cache) for i in range(x.shape[1])], 1)
+    tolerance = 2e-2 if bfloat16 else 1e-5
+    torch.testing.assert_close(steps, whole, rtol=tolerance, atol=tolerance)
+
+
+def test_dropout_of_weights_is_drawn_in_every_block():
+    torch.manual_seed(0)
+    attention = WindowAttention(8, num_heads=2, window=1, positions="none", dropout=0.5).train()
+    x = torch.ones(1, 4 * QUERY_BLOCK, 8)
+    # A token that sees itself alone reads it twofold, or nothing.
+    kept = [(part - attention.out_projection.bias).abs().sum(-1) > 1e-6 for part in attention(x)[0].split(QUERY_BLOCK)]
+    shares = torch.stack([part.float().mean() for part in kept])
+    assert (shares > 0.5).all() and (shares < 0.95).all()  # either head: 0.75
+    assert not torch.equal(kept[0], kept[1])

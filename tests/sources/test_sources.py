@@ -58,7 +58,10 @@ def configured() -> dict[str, Source]:
     return found
 
 
-SOURCES = configured() | {"q_learning_optimistic": QLearning(num_episodes=8, initial_value=20.0, epsilon_start=0.3)}
+SOURCES = configured() | {
+    "q_learning_optimistic": QLearning(num_episodes=8, initial_value=20.0, epsilon_start=0.3),
+    "q_learning_backward": QLearning(num_episodes=8, replay="backward", epsilon_start=0.3),
+}
 ROOM_SOURCES = {name: source for name, source in SOURCES.items() if name not in FOR_BANDITS}
 ROOM = {"width": 5, "height": 4, "num_validation": 3, "num_held_out": 4}
 ROOMS = {

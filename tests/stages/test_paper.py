@@ -15,7 +15,7 @@ from distillery.papers.study import Study, load_study, study_names
 from distillery.stages import compare, paper
 from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
-from distillery.stages.study_units import units_of
+from distillery.stages.study_units import digest, unit_of, units_of
 
 STUDY = {
     "title": "A toy",
@@ -238,3 +238,22 @@ def test_every_run_of_every_study_would_start(name):
             config = OmegaConf.create(unit.config)
             OmegaConf.set_struct(config, True)
             check(config)
+            assert set(study.splits) <= set(config.evaluation.splits)
+
+
+def test_a_setting_that_came_later_leaves_older_results_current():
+    study = load_study("dark_room_hard")
+    explorer, q_learning = (
+        unit_of(replace(study, experiment=name, overrides=overrides), study.variants["ad"], seed=0)
+        for name, overrides in (("dark_room_explorer", ()), ("dark_room", ()))
+    )
+    assert explorer.config["sources"]["tie_break"] == "random"
+    assert q_learning.config["sources"]["replay"] is None
+    for unit, override in ((explorer, "sources.tie_break=first"), (q_learning, "sources.replay=backward")):
+        experiment = "dark_room_explorer" if unit is explorer else "dark_room"
+        changed = unit_of(replace(study, experiment=experiment, overrides=(override,)), study.variants["ad"], seed=0)
+        assert changed.settings != unit.settings
+        assert changed.config["dataset"] != unit.config["dataset"]
+        sources = {key: value for key, value in unit.config["sources"].items() if key not in ("tie_break", "replay")}
+        named = digest(unit.config["tasks"], sources, unit.config["histories"]["collection"])
+        assert unit.config["dataset"].endswith(named)

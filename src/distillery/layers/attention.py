@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POSITIONS = ("rotary", "alibi", "none")
-QUERY_BLOCK = 64  # of 32 to 200, the quickest on the CPUs that were tried
+QUERY_BLOCK = 64
 
 
 def banded_mask(num_tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
@@ -52,10 +52,10 @@ class Rotary(nn.Module):
 
     @staticmethod
     def turn(heads: Tensor, angles: Tensor) -> Tensor:
-        """Turns channels 2i and 2i + 1 of (B, S, ..., K) by the i-th of each token's angles, (S, K / 2)."""
+        """Turns channels 2i and 2i + 1 of (B, S, ..., K) by a token's i-th angle of (S, K / 2), in float32."""
         angles = angles.view(len(angles), *(1,) * (heads.ndim - 3), -1)
         pairs = heads.float().unflatten(-1, (-1, 2))
-        if heads.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             # One pass over the numbers instead of six; compilers fuse those, and cannot read complex numbers.
             turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.polar(torch.ones_like(angles), angles))
         else:
@@ -71,7 +71,7 @@ def turned_pairs(pairs: Tensor, angles: Tensor) -> Tensor:
 
 
 def window_attention(queries: Tensor, keys: Tensor, values: Tensor, *, window: int, dropout: float = 0.0) -> Tensor:
-    """(B, H, S, K) of what every query reads of its window, in one call: the plain form."""
+    """What every query reads of its window, in one call: the plain form. All are (B, H, S, K)."""
     num_tokens = queries.shape[2]
     mask = banded_mask(num_tokens, window, queries.device) if num_tokens > window else None
     return F.scaled_dot_product_attention(
@@ -84,7 +84,7 @@ def blockwise_window_attention(
 ) -> Tensor:
     """The same, a block of queries at a time with the keys that any of them may see: the others cost nothing.
 
-    For CPUs, whose kernel computes what a mask then hides.
+    All are (B, H, S, K). For CPUs, whose kernel computes what a mask then hides.
     """
     num_tokens = queries.shape[2]
     tokens = torch.arange(num_tokens, device=queries.device)

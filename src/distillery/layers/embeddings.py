@@ -114,7 +114,7 @@ class ImageEmbedding(nn.Module):
         x = scaled_to_unit(self.space, numbers.reshape(-1, *self.space.shape), self.projection.weight.dtype)
         x = x.permute(0, 3, 1, 2)  # (N, C, H, W), channels last in memory as images come
         for convolution in self.convolutions:
-            x = F.gelu(convolution(x), approximate="tanh")
+            x = F.gelu(convolution(x))
         embedded: Tensor = self.projection(x.permute(0, 2, 3, 1).flatten(1))
         return embedded.view(*leading, self.projection.out_features)
 
