@@ -129,6 +129,19 @@ def test_without_drawn_ties_what_a_learner_does_follows_from_what_it_has_seen() 
     assert learners.episode(frozen=True).returns.min() == 1.0
 
 
+def test_each_learner_keeps_an_order_of_its_own() -> None:
+    room = DarkRoom(reward="once")
+    task_ids = np.repeat(np.arange(81), 5)
+    learners = Explorer(num_episodes=12, tie_break="kept").start(room, task_ids, seed=0)
+    episodes = [learners.episode() for _ in range(12)]
+    first = episodes[0].actions[:, 0]
+    assert first.unique().tolist() == [0, 1, 2, 3, 4]  # all is unseen: the one that each likes best
+    orders = learners._preference.argsort(1, descending=True)
+    assert torch.equal(orders[:, 0], first.long())
+    assert len({tuple(order) for order in orders.tolist()}) > 80  # of 120
+    assert learners.episode(frozen=True).returns.min() == 1.0
+
+
 def test_no_arrivals_are_learned_where_moves_lead_where_they_should() -> None:
     learners = Explorer(num_episodes=2).start(DarkRoom(termination="at_goal"), np.arange(81), seed=0)
     for _ in range(2):

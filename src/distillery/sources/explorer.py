@@ -11,9 +11,10 @@ is assumed to be changed until it was seen.
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
 given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
 unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
-equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, so that
-what a learner does follows from what it has seen, and is easier to distil: drawn, every search and every shortest way
-is another, and so is whatever is done once nothing is left to find.
+equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, and under
+``kept`` the one that comes first in an order that each learner draws once. Then what a learner does follows from what it
+has seen and done, and is easier to distil: drawn, every search and every shortest way is another, and so is whatever is
+done once nothing is left to find.
 
 Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
 Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
@@ -58,7 +59,8 @@ class Explorer(Source):
             are not, which one visit makes known.
         bonus_weight: of that bonus, in units of the rewards' spread.
         reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``.
-        tie_break: among equally good actions one is drawn at ``random``, or the ``first`` is taken.
+        tie_break: among equally good actions one is drawn at ``random``, or the ``first`` is taken, or the first in an
+            order that each learner has ``kept`` from its start.
 
     Raises:
         ValueError: a setting is out of range.
@@ -86,8 +88,8 @@ class Explorer(Source):
             raise ValueError(f"explorer bonus_weight must be finite and not negative, got {bonus_weight}")
         if reward_of not in ("arrival", "action"):
             raise ValueError(f"explorer reward_of must be arrival or action, got {reward_of!r}")
-        if tie_break not in ("random", "first"):
-            raise ValueError(f"explorer tie_break must be random or first, got {tie_break!r}")
+        if tie_break not in ("random", "first", "kept"):
+            raise ValueError(f"explorer tie_break must be random, first or kept, got {tie_break!r}")
         self.num_episodes, self.discount, self.optimism = num_episodes, discount, optimism
         self.num_sweeps, self.bonus, self.bonus_weight, self.reward_of = num_sweeps, bonus, bonus_weight, reward_of
         self.tie_break = tie_break
@@ -146,6 +148,7 @@ class Explorers(Learners):
             self._num_visits = torch.zeros_like(self._rewards)
             self._sums = torch.zeros_like(self._rewards)
         self._plan_is_stale = True
+        self._preference = self._settled_preference()
 
     def _worth(self) -> Tensor:
         """(K, E): reward, and value of what follows."""
@@ -170,11 +173,19 @@ class Explorers(Learners):
             self._plan()
         ahead = self._worth()[self._key[state], self._learners[:, None]]  # (E, A)
         nearly_best = ahead >= ahead.amax(1, keepdim=True) - _TIE
-        if self._source.tie_break == "first":
-            preference = torch.arange(ahead.shape[1], 0, -1, device=ahead.device)
-        else:
+        preference = self._preference
+        if preference is None:
             preference = torch.rand(ahead.shape, generator=self._generator, device=ahead.device)
         return (preference * nearly_best).argmax(1)
+
+    def _settled_preference(self) -> Tensor | None:
+        """(E, A) above 0, larger for what is preferred among equals; None where that is drawn at every step."""
+        shape = (len(self.task_ids), self._batch.spec.num_actions)
+        if self._source.tie_break == "first":
+            return torch.arange(shape[1], 0, -1, device=self._rewards.device).expand(shape)
+        if self._source.tie_break == "kept":
+            return 1.0 + torch.rand(shape, generator=self._generator, device=self._rewards.device)
+        return None
 
     def _learn(
         self,
