@@ -11,10 +11,10 @@ is assumed to be changed until it was seen.
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
 given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
 unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
-equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, and under
-``kept`` the one that comes first in an order that each learner draws once. Then what a learner does follows from what it
-has seen and done, and is easier to distil: drawn, every search and every shortest way is another, and so is whatever is
-done once nothing is left to find.
+equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, and
+under ``kept`` the one that comes first in an order that each learner draws once. Then what a learner does follows from
+what it has seen and done, and is easier to distil: drawn, every search and every shortest way is another, and so is
+whatever is done once nothing is left to find.
 
 Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
 Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
