@@ -15,6 +15,7 @@ from distillery.histories.reader import open_packed
 from distillery.layers.actions import log_probability
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.training.checkpoints import (
+    FORMAT_VERSION,
     CheckpointError,
     CheckpointInfo,
     load_weights,
@@ -392,8 +393,8 @@ def test_a_damaged_checkpoint_and_another_format_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         load_weights(tmp_path / "ad", model)
     info = tmp_path / "ad" / "model.json"
-    info.write_text(info.read_text().replace('"format_version": 2', '"format_version": 7'))
-    with pytest.raises(CheckpointError, match="format version 7, this code reads 2"):
+    info.write_text(info.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 7'))
+    with pytest.raises(CheckpointError, match=f"format version 7, this code reads {FORMAT_VERSION}"):
         read_checkpoint_info(tmp_path / "ad")
     with pytest.raises(CheckpointError, match="does not exist; train it"):
         read_checkpoint_info(tmp_path / "none")
