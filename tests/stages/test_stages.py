@@ -144,6 +144,16 @@ def test_a_mistake_ends_in_one_clear_error(folder, stage, override, words):
     assert all(word in message for word in words), message
 
 
+def test_histories_from_before_a_setting_was_added_are_read_at_its_old_value_only(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "histories").rglob("metadata.json"):
+        metadata = json.loads(path.read_text())
+        del metadata["source"]["replay"]
+        path.write_text(json.dumps(metadata))
+    run_stage("validate", folder=tmp_path)
+    assert "other settings of the source" in error_of("validate", "sources.replay=backward", folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

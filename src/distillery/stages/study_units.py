@@ -16,12 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from distillery.papers.results import Run
 from distillery.papers.study import Study, Variant
 from distillery.stages.entry import BASELINES, agent_settings, plain
+from distillery.stages.validate import settings_as_before
 from distillery.training.checkpoints import FORMAT_VERSION
 
 # How something is called or followed, which decides no number.
 _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
-# Settings of sources that came later than results that are kept, at the value under which all is as it was before.
-_ADDED_SINCE = {"tie_break": "random", "replay": None}
 # Of how something runs, what may change numbers by more than their last digits.
 _DECIDING_RUNTIME = ("bfloat16", "compile")
 
@@ -65,11 +64,6 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     return plain(config)
 
 
-def _as_before(sources: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a source, without those that came later and change nothing."""
-    return {key: value for key, value in sources.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
-
-
 def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, bool]]:
     """What of the runtime is switched on that decides numbers; nothing by default."""
     on = {name: True for name in _DECIDING_RUNTIME if config["runtime"][name]}
@@ -97,7 +91,9 @@ def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[s
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"study '{study.name}', variant '{variant.name}' cannot be composed: {text}") from error
     config.seed = seed
-    histories = digest(plain(config.tasks), _as_before(plain(config.sources)), plain(config.histories.collection))
+    histories = digest(
+        plain(config.tasks), settings_as_before(plain(config.sources)), plain(config.histories.collection)
+    )
     family = config.tasks["_target_"].split(".")[-2]
     config.dataset = f"study/{family}-{config.sources['_target_'].split('.')[-2]}-{histories}"
     reads = None if is_baseline else agent_settings(config).histories
@@ -122,7 +118,7 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     config = compose_variant(study, variant, seed, extra)
     is_baseline = variant.agent in BASELINES
     decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
-    decides["sources"] = _as_before(config["sources"])
+    decides["sources"] = settings_as_before(config["sources"])
     decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
     if is_baseline:
         decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}

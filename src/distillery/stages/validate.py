@@ -16,6 +16,15 @@ from distillery.histories.reader import validate_dataset
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.resolve import check_window
 
+# Settings of sources that came later than histories and results that are kept, at the value under which all is as it
+# was before.
+_ADDED_SINCE = {"tie_break": "random", "replay": None}
+
+
+def settings_as_before(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a source, without those that came later and change nothing; what is kept stays current by it."""
+    return {key: value for key, value in sources.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
+
 
 def require_same_tasks(config: DictConfig, stored: Mapping[str, Any], *, what: str) -> None:
     """Refuses what was made on other tasks, or with another split, than the experiment's.
@@ -53,7 +62,7 @@ def require_own_histories(config: DictConfig, metadata: Metadata, kind: str, tas
         )
     if metadata.kind != kind:
         raise ValueError(f"dataset '{config.dataset}/{kind}' says it is of kind {metadata.kind!r}; collect it again")
-    if dict(metadata.source) != plain(config.sources):
+    if settings_as_before(metadata.source) != settings_as_before(plain(config.sources)):
         raise ValueError(
             f"dataset '{config.dataset}' was collected with other settings of the source than the experiment names; "
             "collect it again, or correct the experiment's sources"
