@@ -52,6 +52,7 @@ def test_numbers_by_hand():
     numbers = summarise_attention(by_hand([0.0, 0.1, 0.2, 0.3, 0.15, 0.25], [0, 2, 4], [0, 3]))
     assert numbers["beyond_episode"] == pytest.approx(0.6)  # steps 1 to 3
     assert numbers["beyond_episode_uniform"] == pytest.approx(3 / 5)
+    assert numbers["beyond_previous_episode"] == pytest.approx(0.1)  # step 1
     assert numbers["rewards_to_uniform"] == pytest.approx(0.3 / 0.75 / (1 / 4))
     assert numbers["starts_to_uniform"] == pytest.approx(0.35 / 0.75 / (2 / 4))
 

@@ -41,43 +41,51 @@ def prompt(episodes: list[EpisodeBatch], stream_tasks: list[int], **settings) ->
     return prompt_at_fraction(episodes, np.array(stream_tasks), SPEC, **{**values, "fraction": 0.5, **settings})
 
 
-def test_the_episodes_nearest_to_the_fraction_are_found():
-    found = prompt(source([[0, 1, 3, 6, 9, 10]]), [0])
-    assert found.observations[0, :, 0].tolist() == [2] * 4 + [3] * 4  # their mean is 4.5; 5 was asked for
+def test_the_episodes_nearest_to_the_fraction_are_found_and_kept_in_order():
+    found = prompt(source([[6, 0, 1, 9, 4, 10]]), [0])
+    assert found.observations[0, :, 0].tolist() == [0] * 4 + [4] * 4  # 6 and 4; 5 was asked for
     assert found.actions[0].tolist() == [0, 1, 2, 3] * 2
-    assert found.rewards[0].tolist() == [0, 0, 0, 3, 0, 0, 0, 6]
-    assert found.mean_returns.tolist() == [4.5]
+    assert found.rewards[0].tolist() == [0, 0, 0, 6, 0, 0, 0, 4]
+    assert found.mean_returns.tolist() == [5]
     assert found.observations.dtype == torch.int64
     assert prompt(source([[0, 1, 3, 6, 9, 10]]), [0], fraction=1.0).observations[0, :, 0].tolist() == [4] * 4 + [5] * 4
     assert prompt(source([[0, 1, 3, 6, 9, 10]]), [0], fraction=0.0).observations[0, :, 0].tolist() == [0] * 4 + [1] * 4
 
 
-def test_seeds_get_the_streams_of_their_task_the_nearest_first():
+def test_no_episode_shows_the_learning_that_lies_between_levels():
+    """Half the best on average is what learning passes through; of a prompt every episode is at half the best."""
+    found = prompt(source([[0, 0, 5, 10, 10], [0, 5, 10, 10, 10]]), [0, 0])
+    assert found.rewards[0].view(2, 4).sum(1).tolist() == [5, 5]
+
+
+def test_episodes_are_dealt_out_to_the_seeds_of_their_task():
     episodes = source([[0, 2], [5, 5], [9, 9], [4, 5]])
-    found = prompt(episodes, [0, 0, 1, 0], task_ids=np.array([1, 0]), num_seeds=4)
-    assert found.mean_returns.tolist() == [9] * 4 + [5, 4.5, 1, 5]
+    found = prompt(episodes, [0, 0, 1, 0], task_ids=np.array([1, 0]), num_seeds=2, num_steps=4)
+    assert found.mean_returns.tolist() == [9, 9, 5, 5]
+    found = prompt(episodes, [0, 0, 1, 0], num_seeds=3)  # of 5 5 5 4 2 0, every third
+    assert found.mean_returns.tolist() == [4.5, 3.5, 2.5]
+    assert prompt(episodes, [0, 0, 1, 0], num_seeds=9).num_steps == 8  # fewer episodes than seeds: all have all
 
 
 def test_a_prompt_may_begin_within_an_episode():
     found = prompt(source([[1, 5, 5, 1]]), [0], num_steps=6)
-    # Of six steps, the whole episode inside them counts.
     assert found.num_steps == 6
-    assert found.observations[0, :, 0].tolist() == [0] * 2 + [1] * 4
+    assert found.observations[0, :, 0].tolist() == [1] * 2 + [2] * 4
     assert prompt(source([[1, 5, 5, 1]]), [0], num_steps=2).observations[0, :, 0].tolist() == [1, 1]
 
 
 def test_episodes_that_ended_early_and_histories_that_were_over():
     episodes = source([[0, 4, 6, 0], [9, 9, 0, 0]], [[4, 2, 1, 0], [3, 2, 0, 0]])
-    found = prompt(episodes, [0, 0], num_steps=3, num_seeds=2)
+    found = prompt(episodes, [0, 0], num_steps=3)
     assert found.observations[0, :, 0].tolist() == [1, 1, 2]
     assert found.rewards[0].tolist() == [0, 4, 6]
-    assert found.mean_returns.tolist() == [5, 9]
-    assert found.observations[1, :, 0].tolist() == [0, 0, 0]
+    assert found.mean_returns.tolist() == [5]
+    assert prompt(episodes, [0, 0], num_steps=99).num_steps == 12  # all real steps, and no padded one
 
 
 def test_no_prompt_is_longer_than_every_task_can_give():
     found = prompt(source([[1, 2], [1, 2]], [[4, 4], [2, 1]]), [0, 1], task_ids=np.array([0, 1]), num_steps=50)
-    assert found.num_steps == 3
+    assert found.num_steps == 3  # the second task has no more
 
 
 @pytest.mark.parametrize(

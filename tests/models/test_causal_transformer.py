@@ -5,6 +5,7 @@ import torch
 
 from distillery.core.records import Context
 from distillery.core.specs import Box, Discrete, TaskSpec
+from distillery.layers.blocks import hide_tokens
 from distillery.models.causal_transformer import CausalTransformer
 
 SPEC = TaskSpec.of_sizes((9, 9), 5, 20)
@@ -92,6 +93,34 @@ def test_token_mask_hides_inputs_only_while_training():
     assert torch.equal(model(context), model(context))
     model.train()
     assert not torch.equal(model(context), model(context))
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+def test_token_mask_hides_parts_of_a_step_by_themselves(tokens_per_step):
+    model, context = model_and_context(200, token_mask_probability=0.3, tokens_per_step=tokens_per_step)
+    embedding, tokens = model.embedding, []
+    parts = (embedding.observations(context.observations), embedding.actions(context.actions[:, :-1]))
+    shown = embedding.tokens(context.observations, context.actions, context.rewards, per_step=tokens_per_step)
+
+    def hide(x):
+        tokens.append(hide_tokens(x, torch.full_like(x[0, 0], 9.0), 0.3))
+        return tokens[-1]
+
+    hidden = embedding.tokens(
+        context.observations, context.actions, context.rewards, per_step=tokens_per_step, hide=hide
+    )
+    masked = [(part == 9.0).all(-1) for part in tokens]
+    assert [part.shape[1] for part in masked] == [200, 199, 199]
+    for one in masked:
+        assert abs(float(one.float().mean()) - 0.3) < 0.1
+    both = float((masked[0][:, 1:] & masked[1]).float().mean())
+    assert abs(both - 0.09) < 0.06  # an observation and an action, each by itself
+    assert torch.equal(tokens[0][~masked[0]], parts[0][~masked[0]])
+    assert torch.equal(tokens[1][~masked[1]], parts[1][~masked[1]])
+    seen = ~masked[0].clone()
+    seen[:, 1:] &= ~(masked[1] | masked[2])  # of the one-token form, steps of which nothing is hidden
+    if tokens_per_step == 1:
+        assert torch.equal(hidden[seen], shown[seen]) and not torch.equal(hidden, shown)
 
 
 def test_attention_dropout_acts_only_while_training():

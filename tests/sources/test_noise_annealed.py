@@ -173,3 +173,69 @@ def test_a_family_without_an_oracle_is_refused() -> None:
     learners = NoiseAnnealed(num_episodes=2).start(CluelessTargets(Box((1,), 0.0, 1.0)), np.array([0]), seed=0)
     with pytest.raises(ValueError, match="Clueless knows no best actions"):
         learners.episode()
+
+
+# A policy that was learned
+
+
+def noisy_q_learning(**settings) -> NoiseAnnealed:
+    q_learning = {"_target_": "distillery.sources.q_learning.QLearning", "num_episodes": 60, "initial_value": 0.05}
+    return NoiseAnnealed(**{"num_episodes": 20, "policy": q_learning, **settings})
+
+
+def test_a_learned_policy_plays_better_as_its_noise_fades():
+    room = DarkRoom(width=5, height=5, episode_steps=8, num_validation=2, num_held_out=2)
+    ids = room.task_ids("train")
+    episodes = list(noisy_q_learning().run(room, ids, seed=0))
+    returns = torch.stack([episode.returns for episode in episodes], 1).mean(0)
+    assert returns[-3:].mean() > 0.9 * room.oracle_returns()[ids].mean()
+    assert returns[:3].mean() < 0.5 * returns[-3:].mean()
+    random = NoiseAnnealed(num_episodes=3, epsilon_end=1.0)
+    drawn = torch.stack([episode.returns for episode in random.run(room, ids, seed=0)], 1).mean(0)
+    assert abs(float(returns[0] - drawn.mean())) < 0.6
+
+
+def test_the_actions_told_are_those_that_moved_the_environment():
+    room = DarkRoom(width=5, height=5, episode_steps=8, num_validation=2, num_held_out=2)
+    ids = room.task_ids("train")
+    episode = next(iter(noisy_q_learning(epsilon_end=0.5).run(room, ids, seed=1)))
+    batch = room.batch(ids, seed=0)
+    seen = batch.reset()
+    for step in range(8):
+        assert torch.equal(episode.observations[:, step].long(), seen.long())
+        transition = batch.step(episode.actions[:, step].long())
+        assert torch.equal(episode.rewards[:, step], transition.rewards)
+        seen = transition.observations
+
+
+def test_noise_strikes_as_often_as_it_should_and_never_while_the_policy_learns():
+    room = DarkRoom(width=5, height=5, episode_steps=8, num_validation=2, num_held_out=2)
+    ids = np.repeat(room.task_ids("train"), 20)
+    still = noisy_q_learning(epsilon_start=0.0).start(room, ids, seed=0)
+    noisy = noisy_q_learning(epsilon_start=0.5, epsilon_end=0.5).start(room, ids, seed=0)
+    one, other = still.episode().actions[:, 0], noisy.episode().actions[:, 0]
+    # Of five actions, one in five that are drawn is the policy's own.
+    assert abs(float((one != other).float().mean()) - 0.5 * 0.8) < 0.06
+
+
+def test_frozen_episodes_leave_a_history_as_it_is():
+    room = DarkRoom(width=5, height=5, episode_steps=8, start="random", num_validation=2, num_held_out=2)
+    ids = room.task_ids("train")
+    plain, watched = (noisy_q_learning().start(room, ids, seed=3) for _ in range(2))
+    for _ in range(3):
+        watched.episode(frozen=True)
+        one, other = plain.episode(), watched.episode()
+        assert torch.equal(one.actions, other.actions) and torch.equal(one.observations, other.observations)
+
+
+@pytest.mark.parametrize("policy", ["ppo.PPO", "dqn.DQN"])
+def test_any_source_can_be_the_policy(policy):
+    room = DarkRoom(width=5, height=5, episode_steps=8, num_validation=2, num_held_out=2)
+    settings = {"_target_": f"distillery.sources.{policy}", "num_episodes": 2}
+    episodes = list(NoiseAnnealed(num_episodes=3, policy=settings).run(room, room.task_ids("train"), seed=0))
+    assert len(episodes) == 3 and torch.isfinite(episodes[-1].returns).all()
+
+
+def test_a_policy_that_is_no_source_is_refused():
+    with pytest.raises(ValueError, match="policy must be a source of distillery.sources, got _target_='os.system'"):
+        NoiseAnnealed(num_episodes=3, policy={"_target_": "os.system"})

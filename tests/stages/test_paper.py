@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from distillery.papers.results import read_runs
+from distillery.papers.results import Run, SplitResult, add_run, read_runs
 from distillery.papers.statistics import NOT_RUN, StudyNumbers
 from distillery.papers.study import Study, load_study, study_names
 from distillery.stages import compare, paper
@@ -137,6 +137,18 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     assert low <= metrics["final_return"] <= high
     empty, nothing = study_values(study, folder / "nowhere")
     assert empty["verdict"] == NOT_RUN and nothing is None
+
+
+def test_runs_of_other_settings_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    split = SplitResult([1.0], [0], [1.0], [1.0], [2.0], [0.0])
+    width = load_study("width")
+    for variant in ("w16", "w32"):
+        settings = unit_of(width, width.variants["w16"], 0).settings  # right for one of them
+        add_run("width", Run(variant, 0, settings, "abc", {"held_out": split}), width.variants)
+    assert compare.read_result("width/w16", "held_out").scores["final"].tolist() == [[1.0]]
+    with pytest.raises(ValueError, match="no result 'width/w32'.*there are width/w16$"):
+        compare.read_result("width/w32", "held_out")
 
 
 @pytest.mark.slow

@@ -130,7 +130,8 @@ def summarise_attention(attention: AttentionMap) -> dict[str, float | None]:
     """Numbers of one map, each a mean over lifetimes, layers and heads.
 
     Returns:
-        `beyond_episode`: attention that goes to steps before the current episode's first; `beyond_episode_uniform`:
+        `beyond_episode`: attention that goes to steps before the current episode's first;
+        `beyond_previous_episode`: before the first of the one before it; `beyond_episode_uniform`:
         the same, were attention even over all steps in the window. `rewards_to_uniform` and `starts_to_uniform`: of
         the attention to steps before the current one, what goes to rewards (to first steps of episodes), as a multiple
         of what would if it were even; None where no lifetime has any in its window.
@@ -140,9 +141,12 @@ def summarise_attention(attention: AttentionMap) -> dict[str, float | None]:
     steps = np.arange(attention.at_step + 1)
     current = np.where(attention.episode_starts, steps, 0).max(1)  # (L,) first step of the current episode
     beyond = steps < current[:, None]
+    previous = np.where(attention.episode_starts & beyond, steps, 0).max(1)  # (L,) first step of the one before it
+    before_previous = steps < previous[:, None]
     earlier = visible & (steps < attention.at_step)
     return {
         "beyond_episode": float((weights * beyond[:, None, None]).sum(-1).mean()),
+        "beyond_previous_episode": float((weights * before_previous[:, None, None]).sum(-1).mean()),
         "beyond_episode_uniform": float(((beyond & visible).sum(1) / visible.sum(1)).mean()),
         "rewards_to_uniform": _to_uniform(weights, attention.rewarded & earlier, earlier),
         "starts_to_uniform": _to_uniform(weights, attention.episode_starts & earlier, earlier),

@@ -20,6 +20,9 @@ from distillery.core.protocols import SequenceModel
 from distillery.core.records import EpisodeBatch
 from distillery.core.specs import TaskSpec
 
+# Episodes: their streams, and their numbers in them.
+_Hand = tuple[np.ndarray, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -68,21 +71,6 @@ class Prompt:
         return previous
 
 
-@dataclass(frozen=True)
-class _Stretches:
-    """Of every stream, the stretch whose level is nearest to its target.
-
-    Attributes:
-        ends: (E,) int64, number of the episode it ends with; -1 where the stream is too short.
-        levels: (E,) float64, mean return of the whole episodes in it.
-        distances: (E,) float64, from the target; infinite where the stream is too short.
-    """
-
-    ends: np.ndarray
-    levels: np.ndarray
-    distances: np.ndarray
-
-
 def prompt_at_fraction(
     episodes: Sequence[EpisodeBatch],
     stream_task_ids: np.ndarray,
@@ -94,10 +82,11 @@ def prompt_at_fraction(
     fraction: float,
     num_steps: int,
 ) -> Prompt:
-    """The stretches of a source's life in which it was nearest to a fraction of the oracle's return.
+    """Episodes of a source, each as near as there are to a fraction of the oracle's return, in the order of learning.
 
-    A stretch ends with an episode, and has as many steps as every task can give. Each stream of a task offers its
-    nearest; of these, the first seed's lifetime is given the nearest, the second's the next, and so on round.
+    Of consecutive episodes, as many as a context holds, the first may return nothing and the last all there is: such a
+    prompt would show how to learn. These are of one level, if need be from several streams of the task. Of the
+    episodes of a task the nearest are dealt out to its lifetimes in turn, so that all are equally near.
 
     Args:
         episodes: N of them, of E streams, in the order of learning.
@@ -107,7 +96,7 @@ def prompt_at_fraction(
         num_seeds: lifetimes of each task.
         oracle_returns: (all tasks,), indexed by task id.
         fraction: of the oracle's return, from 0 to 1.
-        num_steps: P at most.
+        num_steps: P at most; as many as every lifetime of every task can be given.
 
     Raises:
         ValueError: a setting is out of range, or a task has no stream.
@@ -121,57 +110,48 @@ def prompt_at_fraction(
         raise ValueError(f"there are no episodes to prompt with of tasks {missing.tolist()}; run the source on them")
     returns = torch.stack([batch.returns for batch in episodes], 1).cpu().numpy().astype(np.float64)  # (E, N)
     steps = torch.stack([batch.num_steps for batch in episodes], 1).cpu().numpy()
-    longest = min(steps[stream_task_ids == task].sum(1).max() for task in task_ids)
-    num_steps = min(num_steps, int(longest))
-    targets = fraction * np.asarray(oracle_returns)[stream_task_ids]
-    nearest = _nearest_stretches(returns, steps, targets, num_steps)
-    chosen = np.concatenate([_streams_of(task, stream_task_ids, nearest, num_seeds) for task in task_ids])
-    parts = [_last_steps(episodes, steps, stream, nearest.ends[stream], num_steps) for stream in chosen]
+    targets = fraction * np.asarray(oracle_returns)
+    dealt = [
+        hand for task in task_ids for hand in _dealt(task, stream_task_ids, returns, steps, targets[task], num_seeds)
+    ]
+    num_steps = min(num_steps, *(int(steps[streams, numbers].sum()) for streams, numbers in dealt))
+    chosen = [_enough(hand, steps, num_steps) for hand in dealt]
+    parts = [_last_steps(episodes, steps, hand, num_steps) for hand in chosen]
     observations, actions, rewards = (torch.stack(column) for column in zip(*parts, strict=True))
-    return Prompt(
-        observations.to(spec.observation_dtype), actions.to(spec.action_dtype), rewards, nearest.levels[chosen]
-    )
+    levels = np.array([returns[streams, numbers].mean() for streams, numbers in chosen])
+    return Prompt(observations.to(spec.observation_dtype), actions.to(spec.action_dtype), rewards, levels)
 
 
-def _nearest_stretches(returns: np.ndarray, steps: np.ndarray, targets: np.ndarray, num_steps: int) -> _Stretches:
-    """Of (E, N) returns and numbers of steps."""
-    num_streams = len(returns)
-    ends = np.full(num_streams, -1)
-    levels, distances = np.full(num_streams, np.nan), np.full(num_streams, np.inf)
-    for stream in range(num_streams):
-        after = np.cumsum(steps[stream])
-        before = after - steps[stream]
-        candidates = np.flatnonzero((steps[stream] > 0) & (after >= num_steps))
-        if not len(candidates):
-            continue
-        # The first episode that lies wholly inside; where none does, the last one, which does in part.
-        first = np.minimum(np.searchsorted(before, after[candidates] - num_steps), candidates)
-        sums = np.concatenate([[0.0], np.cumsum(returns[stream])])
-        means = (sums[candidates + 1] - sums[first]) / (candidates + 1 - first)
-        best = int(np.abs(means - targets[stream]).argmin())
-        ends[stream], levels[stream] = candidates[best], means[best]
-        distances[stream] = abs(means[best] - targets[stream])
-    return _Stretches(ends, levels, distances)
+def _dealt(
+    task: int, stream_task_ids: np.ndarray, returns: np.ndarray, steps: np.ndarray, target: float, num_seeds: int
+) -> list[_Hand]:
+    """Every episode of a task, the nearest to the target first, dealt out to `num_seeds` lifetimes.
+
+    Where there are fewer episodes than lifetimes, all are given all.
+    """
+    streams, numbers = np.nonzero((stream_task_ids[:, None] == task) & (steps > 0))
+    order = np.argsort(np.abs(returns[streams, numbers] - target), kind="stable")
+    apart = num_seeds if len(order) >= num_seeds else 1
+    hands = [order[seed % apart :: apart] for seed in range(num_seeds)]
+    return [(streams[hand], numbers[hand]) for hand in hands]
 
 
-def _streams_of(task: int, stream_task_ids: np.ndarray, nearest: _Stretches, num_seeds: int) -> np.ndarray:
-    """(`num_seeds`,) streams of one task, the nearest first."""
-    streams = np.flatnonzero((stream_task_ids == task) & (nearest.ends >= 0))
-    ordered = streams[np.argsort(nearest.distances[streams], kind="stable")]
-    return ordered[np.arange(num_seeds) % len(ordered)]
+def _enough(hand: _Hand, steps: np.ndarray, num_steps: int) -> _Hand:
+    """The first episodes that hold P steps together, put into the order of learning."""
+    streams, numbers = hand
+    count = int(np.searchsorted(np.cumsum(steps[streams, numbers]), num_steps)) + 1
+    streams, numbers = streams[:count], numbers[:count]
+    order = np.argsort(numbers, kind="stable")
+    return streams[order], numbers[order]
 
 
 def _last_steps(
-    episodes: Sequence[EpisodeBatch], steps: np.ndarray, stream: int, end: int, num_steps: int
+    episodes: Sequence[EpisodeBatch], steps: np.ndarray, hand: _Hand, num_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Observations, actions and rewards of the last P steps of one stream up to the end of an episode."""
-    first, found = end, int(steps[stream, end])
-    while found < num_steps:
-        first -= 1
-        found += int(steps[stream, first])
-    parts = [
-        (batch.observations[stream, :real], batch.actions[stream, :real], batch.rewards[stream, :real])
-        for batch, real in zip(episodes[first : end + 1], steps[stream, first : end + 1], strict=True)
-    ]
+    """Observations, actions and rewards of the last P steps of some episodes in a row."""
+    parts = []
+    for stream, number in zip(*hand, strict=True):
+        batch, real = episodes[number], steps[stream, number]
+        parts.append((batch.observations[stream, :real], batch.actions[stream, :real], batch.rewards[stream, :real]))
     observations, actions, rewards = (torch.cat(column)[-num_steps:] for column in zip(*parts, strict=True))
     return observations, actions, rewards

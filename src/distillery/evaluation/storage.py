@@ -45,6 +45,7 @@ def write_evaluation(
     weights: str | None,
     training: Mapping[str, Any] | None = None,
     reference_fraction: float = REFERENCE_FRACTION,
+    prompt_levels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Writes one agent's evaluation, whole or not at all; returns the summary.
 
@@ -56,8 +57,9 @@ def write_evaluation(
         weights: checksum of the frozen weights, or None for an agent without.
         training: what the checkpoint says of its training, kept beside the results for the report.
         reference_fraction: see `distillery.evaluation.metrics.summarise`.
+        prompt_levels: by split, (L,) what each lifetime's prompt came to, as a part of the oracle's return.
     """
-    summary = {
+    summary: dict[str, Any] = {
         "agent": agent,
         "weights": weights,
         "splits": {
@@ -65,6 +67,10 @@ def write_evaluation(
             for split, runs in lifetimes.items()
         },
     }
+    for split, levels in (prompt_levels or {}).items():
+        mean = float(levels.mean())
+        furthest = float(levels[np.abs(levels - mean).argmax()])
+        summary["splits"][split]["prompt"] = {"mean": mean, "furthest": furthest}
     curves = [{"split": split, **row} for split, runs in lifetimes.items() for row in curve_rows(runs)]
     tasks = [{"split": split, **row} for split, runs in lifetimes.items() for row in task_rows(runs, oracle_returns)]
     with whole_folder(folder) as temporary:

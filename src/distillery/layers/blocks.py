@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 def hide_tokens(x: Tensor, mask_vector: Tensor, probability: float) -> Tensor:
-    """(B, S, W) with each token replaced by the (W,) mask vector with the given probability."""
+    """(B, S, W) with each vector replaced by the (W,) mask vector with the given probability."""
     hidden = torch.rand(x.shape[:2], device=x.device) < probability
     return torch.where(hidden[..., None], mask_vector.to(x.dtype), x)
 

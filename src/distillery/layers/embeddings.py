@@ -9,7 +9,7 @@ any leading dimensions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +182,15 @@ class StepEmbedding(nn.Module):
         embedded: Tensor = self.reward(rewards.unsqueeze(-1).to(self.reward.weight.dtype))
         return embedded
 
-    def tokens(self, observations: Tensor, actions: Tensor, rewards: Tensor, *, per_step: int) -> Tensor:
+    def tokens(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        *,
+        per_step: int,
+        hide: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """(B, S, W) tokens of T observations and the actions and rewards of (at least) the first T - 1 steps.
 
         Args:
@@ -190,11 +198,15 @@ class StepEmbedding(nn.Module):
             actions: (B, T - 1[, K]) or more.
             rewards: (B, T - 1) or more.
             per_step: 1 gives T tokens; 3 gives 3 T - 2, the last being the last observation.
+            hide: applied to the vectors of observations, of actions and of rewards, each (B, ..., W), so that a part
+                of a step can be hidden while the others are seen, however many tokens they make.
         """
         num_steps = observations.shape[1]
         seen = self.observations(observations)  # (B, T, W)
         acted = self.actions(actions[:, : num_steps - 1])  # (B, T - 1, W)
         rewarded = self.rewards(rewards[:, : num_steps - 1])
+        if hide is not None:
+            seen, acted, rewarded = hide(seen), hide(acted), hide(rewarded)
         if per_step == 1:
             return seen + F.pad(acted + rewarded, (0, 0, 1, 0))
         steps = torch.stack([seen[:, :-1], acted, rewarded], 2).flatten(1, 2)  # (B, 3 (T - 1), W)

@@ -14,6 +14,7 @@ Letters: B batch, T environment steps, S tokens, D numbers of an observation, K 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,8 @@ class CausalTransformer(SequenceModel):
         observation_embedding: `factored` or `joint`.
         dropout: of embeddings and residual branches.
         attention_dropout: of attention weights.
-        token_mask_probability: chance that an input token is replaced by a learned mask, while training.
+        token_mask_probability: chance that an observation, an action or a reward is replaced by a learned mask, while
+            training.
         image_channels: of each convolution, where observations hold images.
 
     Raises:
@@ -124,9 +126,10 @@ class CausalTransformer(SequenceModel):
 
     def _embedded(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
         """(B, S, W) what the first block reads."""
-        x = self.embedding.tokens(observations, actions, rewards, per_step=self.tokens_per_step)
+        hide = None
         if self.training and self.mask_vector is not None:
-            x = hide_tokens(x, self.mask_vector, self.token_mask_probability)
+            hide = partial(hide_tokens, mask_vector=self.mask_vector, probability=self.token_mask_probability)
+        x = self.embedding.tokens(observations, actions, rewards, per_step=self.tokens_per_step, hide=hide)
         if self.position_embedding is not None:
             if observations.shape[1] > self.context_length:
                 raise ValueError(

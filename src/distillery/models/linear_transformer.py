@@ -15,6 +15,7 @@ Letters: B batch, T environment steps, S tokens, W width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ class LinearTransformer(SequenceModel):
         tokens_per_step: 1 or 3.
         observation_embedding: `factored` or `joint`.
         dropout: of embeddings and residual branches.
-        token_mask_probability: chance that an input token is replaced by a learned mask, while training.
+        token_mask_probability: chance that an observation, an action or a reward is replaced by a learned mask, while
+            training.
         image_channels: of each convolution, where observations hold images.
 
     Raises:
@@ -103,11 +105,12 @@ class LinearTransformer(SequenceModel):
 
     def encode(self, context: Context) -> Tensor:
         """See `SequenceModel.encode`."""
-        x = self.embedding.tokens(
-            context.observations, context.actions, context.rewards, per_step=self.tokens_per_step
-        )
+        hide = None
         if self.training and self.mask_vector is not None:
-            x = hide_tokens(x, self.mask_vector, self.token_mask_probability)
+            hide = partial(hide_tokens, mask_vector=self.mask_vector, probability=self.token_mask_probability)
+        x = self.embedding.tokens(
+            context.observations, context.actions, context.rewards, per_step=self.tokens_per_step, hide=hide
+        )
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)

@@ -217,12 +217,18 @@ class StudyNumbers:
         sooner = reached is not None and (other is None or reached + check.margin < other)
         return sooner, f"{text} against {'never' if other is None else other}"
 
+    def is_complete(self, check: Check) -> bool:
+        """Whether all the training seeds are there that a check is to rest on."""
+        names = [check.variant] if check.worse is None else [check.variant, check.worse]
+        variants = [self.study.variants[name] for name in names]
+        return all(len(self._runs[variant.name]) >= len(self.study.seeds(variant)) for variant in variants)
+
     def verdict(self) -> str:
-        """`HOLDS`, `SO_FAR` where checks are left to run, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
+        """`HOLDS`, `SO_FAR` where runs of checks are left, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
         met = [self.check(check)[0] for check in self.study.checks]
         if not met or all(one is None for one in met):
             return NOT_RUN
-        if all(one is True for one in met):
+        if all(one is True for one in met) and all(map(self.is_complete, self.study.checks)):
             return HOLDS
         if not any(one is False for one in met):
             return SO_FAR

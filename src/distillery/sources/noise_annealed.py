@@ -5,16 +5,20 @@ Source: Zisman et al., Emergence of In-Context Reinforcement Learning from Noise
 
     a ~ epsilon(p) * uniform + (1 - epsilon(p)) * policy(task, state),   epsilon falls as p goes from 0 to 1
 
-Here p is the part of the schedule that is over, counted in environment steps, or in episodes. Ours differs in three
-things: the policy is the family's oracle (for one that is not optimal, let epsilon end above 0, as the paper's code
-does), the fall need not be linear, and the schedule counts `episode_steps` for every episode, so that a history whose
-episodes end early keeps pace with one whose episodes do not.
+Here p is the part of the schedule that is over, counted in environment steps, or in episodes. The policy is the
+family's oracle, or what any other source has learned by the end of its histories, which are not kept. (For one that is
+not optimal, the paper's code lets epsilon end above 0.) Ours differs in two things: the fall need not be linear, and
+the schedule counts `episode_steps` for every episode, so that a history whose episodes end early keeps pace with one
+whose episodes do not.
 
 Letters: E streams.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import hydra
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,10 +31,11 @@ from distillery.sources.base import Learners, Source, require_counts, require_fr
 
 SCHEDULES = ("linear", "exponential", "cosine")
 UNITS = ("step", "episode")
+_Result = TypeVar("_Result")
 
 
 class NoiseAnnealed(Source):
-    """The oracle's actions, replaced by random ones ever more rarely.
+    """A policy's actions, replaced by random ones ever more rarely.
 
     Args:
         num_episodes: length of one history, in episodes.
@@ -39,6 +44,8 @@ class NoiseAnnealed(Source):
         epsilon_fraction: part of the history over which epsilon falls; 0.9 is that of the paper's code.
         schedule: ``linear``, ``exponential`` (by the same factor every time) or ``cosine`` (slowly at both ends).
         anneal_every: ``step`` or ``episode``, how often epsilon changes.
+        policy: a source, or its configuration: it learns on the task for all its `num_episodes`, and what it plays
+            frozen is the policy. None is the family's oracle.
 
     Raises:
         ValueError: a setting is out of range.
@@ -53,6 +60,7 @@ class NoiseAnnealed(Source):
         epsilon_fraction: float = 0.9,
         schedule: str = "linear",
         anneal_every: str = "step",
+        policy: Source | Mapping[str, Any] | None = None,
     ) -> None:
         require_counts("noise_annealed", num_episodes=num_episodes)
         require_fraction(
@@ -69,6 +77,7 @@ class NoiseAnnealed(Source):
         self.num_episodes, self.schedule, self.anneal_every = num_episodes, schedule, anneal_every
         self.epsilon_start, self.epsilon_end = epsilon_start, epsilon_end
         self.epsilon_fraction = epsilon_fraction
+        self.policy = _source(policy) if isinstance(policy, Mapping) else policy
 
     def epsilon(self, episode: int, step: int, episode_steps: int) -> float:
         """Chance of a random action at a step of an episode, both counted from 0."""
@@ -84,8 +93,10 @@ class NoiseAnnealed(Source):
 
     def start(
         self, tasks: TaskDistribution, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu"
-    ) -> "NoisyOracles":
-        """See `Source.start`."""
+    ) -> "NoisyOracles | NoisyPolicies":
+        """See `Source.start`; a policy that is a source learns first."""
+        if self.policy is not None:
+            return NoisyPolicies(self, self.policy, tasks, task_ids, seed=seed, device=device)
         return NoisyOracles(self, tasks, task_ids, seed=seed, device=device)
 
 
@@ -133,11 +144,129 @@ class NoisyOracles(Learners):
         return play_episode(batch, choose)
 
 
+class NoisyPolicies(Learners):
+    """E policies, each learned by a source, under noise.
+
+    Noise strikes an action on its way into the environment, so that it serves any source; what was done in its stead
+    is what the episode tells. Frozen episodes are those of a twin that learned the same, or they would move the
+    environments that histories go on in.
+    """
+
+    def __init__(
+        self,
+        source: NoiseAnnealed,
+        policy: Source,
+        tasks: TaskDistribution,
+        task_ids: np.ndarray,
+        *,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        self._source = source
+
+        def learned(*names: str) -> tuple[Learners, _Noise]:
+            noise = _Noise(torch_generator(seed, "noise_annealed", *names, device=device))
+            learners = policy.start(_Struck(tasks, noise), task_ids, seed=stream_seed(seed, "policy"), device=device)
+            for _ in range(policy.num_episodes):
+                learners.episode()
+            return learners, noise
+
+        self._learned = learned
+        self._own = learned()
+        self._frozen: tuple[Learners, _Noise] | None = None
+        self.task_ids = self._own[0].task_ids
+        self._episode_steps, self._episode = tasks.spec.episode_steps, 0
+
+    def episode(self, *, frozen: bool = False) -> EpisodeBatch:
+        """See `Learners.episode`; `frozen` plays with what noise there is once the schedule is over, `epsilon_end`."""
+        if frozen and self._frozen is None:
+            self._frozen = self._learned("frozen")
+        learners, noise = self._frozen if frozen and self._frozen is not None else self._own
+        source, episode = self._source, self._episode
+        noise.epsilon = lambda step: (
+            source.epsilon_end if frozen else source.epsilon(episode, step, self._episode_steps)
+        )
+        self._episode += not frozen
+        noise.taken.clear()
+        played = learners.episode(frozen=True)
+        taken = torch.stack(noise.taken, 1).to(played.actions.dtype)
+        return EpisodeBatch(**{**vars(played), "actions": taken})
+
+
+class _Noise:
+    """What replaces actions on their way into environments.
+
+    Attributes:
+        epsilon: from the number of a step to the chance of a random action; None is no noise.
+        taken: what was done, step by step, under noise; each (E[, K]).
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.epsilon: Callable[[int], float] | None = None
+        self.taken: list[Tensor] = []
+        self._generator, self._inside = generator, False
+
+    def before(self, batch: TaskBatch, act: Callable[[Tensor], _Result]) -> Callable[[Tensor], _Result]:
+        """A method that takes actions, with noise before it; where one such method calls another, but once."""
+
+        def struck(actions: Tensor) -> _Result:
+            if self.epsilon is None or self._inside:
+                return act(actions)
+            taken = _replaced(batch, actions, self.epsilon(len(self.taken)), self._generator)
+            self.taken.append(taken)
+            self._inside = True
+            try:
+                return act(taken)
+            finally:
+                self._inside = False
+
+        return struck
+
+
+class _Struck:
+    """Tasks whose environments noise strikes; all else is theirs."""
+
+    def __init__(self, tasks: TaskDistribution, noise: _Noise) -> None:
+        self._tasks, self._noise = tasks, noise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tasks, name)
+
+    def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """See `TaskDistribution.batch`."""
+        batch = self._tasks.batch(task_ids, seed=seed, device=device)
+        for name in ("step", "advance"):  # of the one object, which stays of its class: sources ask for that
+            if hasattr(batch, name):
+                setattr(batch, name, self._noise.before(batch, getattr(batch, name)))
+        return batch
+
+
+def _source(settings: Mapping[str, Any]) -> Source:
+    """The source that a configuration describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    values = dict(settings)
+    target = str(values.pop("_target_", None))
+    if not target.startswith("distillery.sources."):
+        raise ValueError(
+            f"noise_annealed policy must be a source of distillery.sources, got _target_={target!r}; choose one like "
+            "sources=noise_annealed +sources@sources.policy=q_learning"
+        )
+    source: Source = hydra.utils.get_class(target)(**values)
+    return source
+
+
 def _noisy(batch: TaskBatch, epsilon: float, generator: torch.Generator) -> Tensor:
     """(E[, K]) random actions where a draw falls below epsilon, the oracle's elsewhere."""
-    best = batch.oracle_actions()
+    return _replaced(batch, batch.oracle_actions(), epsilon, generator)
+
+
+def _replaced(batch: TaskBatch, actions: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """(E[, K]) random actions where a draw falls below epsilon, the given ones elsewhere."""
     if epsilon == 0.0:
-        return best
-    draws = torch.rand(len(best), generator=generator, device=best.device)
-    explore = (draws < epsilon).view(-1, *[1] * (best.ndim - 1))
-    return torch.where(explore, random_actions(batch, generator), best)
+        return actions
+    draws = torch.rand(len(actions), generator=generator, device=actions.device)
+    explore = (draws < epsilon).view(-1, *[1] * (actions.ndim - 1))
+    return torch.where(explore, random_actions(batch, generator), actions)

@@ -18,8 +18,10 @@ from rich.table import Table
 from distillery.evaluation.metrics import FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE
 from distillery.papers.results import FOLDER as RESULTS
-from distillery.papers.results import read_runs
+from distillery.papers.results import Run, read_runs
 from distillery.papers.statistics import difference, level, scores_of
+from distillery.papers.study import load_study, study_names
+from distillery.stages.study_units import is_current
 
 EVALUATIONS = Path("data", "evaluations")
 STUDY = "study:"
@@ -54,7 +56,7 @@ def read_result(name: str, split: str) -> Result:
     first, _, last = name.removeprefix(STUDY).partition("/")
     path = EVALUATIONS / first / last / LIFETIMES_FILE
     evaluated = bool(last) and path.is_file() and not name.startswith(STUDY)
-    runs = [run for run in read_runs(first) if run.variant == last and split in run.splits]
+    runs = [run for run in current_runs(first) if run.variant == last and split in run.splits]
     if runs and not evaluated:
         by_measure = {measure: scores_of(runs, measure, split) for measure in ("first", "final")}
         return Result(name, f"study {first}", by_measure, tuple(runs[0].splits[split].task_ids))
@@ -73,10 +75,20 @@ def read_result(name: str, split: str) -> Result:
     return Result(name, f"evaluation in {path.parent}", scores, tasks)
 
 
+def current_runs(study: str) -> list[Run]:
+    """A study's runs that have its present settings; all of them where there is no such study any more."""
+    runs = read_runs(study)
+    if study not in study_names():
+        return runs
+    return [run for run, is_so in zip(runs, is_current(load_study(study), runs), strict=True) if is_so]
+
+
 def _there_are() -> list[str]:
     folders = sorted(file.parent for file in EVALUATIONS.glob(f"*/*/{LIFETIMES_FILE}"))
     names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
-    names += [f"{file.stem}/{run.variant}" for file in sorted(RESULTS.glob("*.json")) for run in read_runs(file.stem)]
+    names += [
+        f"{file.stem}/{run.variant}" for file in sorted(RESULTS.glob("*.json")) for run in current_runs(file.stem)
+    ]
     return list(dict.fromkeys(names)) or ["none yet: run `make repro` or `make paper` first"]
 
 

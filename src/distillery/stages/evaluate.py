@@ -76,26 +76,30 @@ def evaluate(config: DictConfig) -> None:
     training = read_checkpoint_info(checkpoint).training
     require_same_tasks(config, training["tasks"], what=f"{checkpoint} was trained")
     model = load_model(checkpoint, tasks).to(config.runtime.device)
-    lifetimes = {}
+    lifetimes, prompt_levels, oracle = {}, {}, tasks.oracle_returns()
     for split in config.evaluation.splits:
         evaluation, task_ids = lifetimes_of(config, split), evaluated_tasks(config, tasks, split)
+        prompt = prompt_of(config, tasks, task_ids, evaluation.num_seeds, model.context_length)
+        if prompt is not None and prompt.mean_returns is not None:
+            prompt_levels[split] = prompt.mean_returns / np.repeat(oracle[task_ids], evaluation.num_seeds)
         lifetimes[split] = evaluation.run(
             model,
             tasks,
             task_ids,
             seed=stream_seed(config.seed, "evaluation", split),
             device=config.runtime.device,
-            prompt=prompt_of(config, tasks, task_ids, evaluation.num_seeds, model.context_length),
+            prompt=prompt,
         )
     folder = evaluation_folder(config, config.agent)
     summary = write_evaluation(
         folder,
         lifetimes,
-        tasks.oracle_returns(),
+        oracle,
         agent=config.agent,
         weights=weights_checksum(model),
         training=training,
         reference_fraction=config.evaluation.reference_fraction,
+        prompt_levels=prompt_levels,
     )
     held_out = summary["splits"]["held_out"]
     print(

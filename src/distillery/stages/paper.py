@@ -36,10 +36,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from distillery.core.files import whole_file
+from distillery.core.files import read_json, whole_file
 from distillery.core.protocols import TaskDistribution
 from distillery.evaluation.metrics import FINAL_EPISODES
-from distillery.evaluation.storage import LIFETIMES_FILE
+from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE
 from distillery.histories.format import METADATA_FILE, Metadata
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
 from distillery.papers.study import Study, Variant, load_study, study_names
@@ -91,8 +91,9 @@ def run_unit(unit: Unit, variant: Variant) -> Run:
     else:
         facts = _trained(config)
         evaluate(config)
+        facts["extra"] = _prompt_levels(config)
         if variant.attention_at is not None:
-            facts["extra"] = mapped_attention(config, variant.attention_at)
+            facts["extra"] |= mapped_attention(config, variant.attention_at)
     return Run(
         variant=unit.variant,
         seed=unit.seed,
@@ -101,6 +102,13 @@ def run_unit(unit: Unit, variant: Variant) -> Run:
         minutes=round((time.perf_counter() - begin) / 60, 2),
         **facts,
     )
+
+
+def _prompt_levels(config: DictConfig) -> dict[str, float]:
+    """What prompts came to, as parts of the oracle's return, where contexts did not start empty."""
+    summary = read_json(evaluation_folder(config, config.agent) / SUMMARY_FILE, remedy="evaluate again")
+    levels = summary["splits"]["held_out"].get("prompt")
+    return {} if levels is None else {"prompt_level": levels["mean"], "furthest_prompt_level": levels["furthest"]}
 
 
 def _commit() -> str:
@@ -184,11 +192,12 @@ def missing_runs(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequen
     """
     done, left = all_runs(), dict[str, list[Unit]]()
     for study, variants in studies:
-        own = {(run.variant, run.seed): run.settings for run in read_runs(study.name)}
+        runs = read_runs(study.name)
+        current = {(r.variant, r.seed) for r, is_so in zip(runs, is_current(study, runs), strict=True) if is_so}
         for unit in units_of(study, extra):
             if unit.variant not in variants:
                 continue
-            if own.get((unit.variant, unit.seed)) == unit.settings:
+            if (unit.variant, unit.seed) in current:
                 continue
             if unit.settings in done:
                 add_run(study.name, replace(done[unit.settings], variant=unit.variant), study.variants)

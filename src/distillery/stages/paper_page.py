@@ -68,12 +68,17 @@ def _panel(numbers: StudyNumbers, variant: Variant) -> AttentionPanel:
     return AttentionPanel(variant.label, extra["weights"], extra["rewarded"], extra["episode_starts"])
 
 
+def _told_besides(numbers: StudyNumbers, variant: Variant) -> list[str]:
+    """Names of the numbers that all runs of a variant hold beside their returns."""
+    extras = [run.extra for run in numbers.runs(variant.name)]
+    return [name for name in extras[0] if all(isinstance(extra.get(name), float) for extra in extras)]
+
+
 def _extra_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
     """One row per variant with every number of its runs that is no list."""
     rows = []
     for variant in shown_variants(numbers):
-        extra = numbers.runs(variant.name)[0].extra
-        names = [name for name, value in extra.items() if isinstance(value, float)]
+        names = _told_besides(numbers, variant)
         levels = {name.replace("_", " "): numbers.level(variant.name, metric=EXTRA + name).text() for name in names}
         rows.append({"variant": variant.label, **levels, "seeds": str(len(numbers.runs(variant.name)))})
     return rows
@@ -110,6 +115,8 @@ def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
         if study.level is not None:
             reached = numbers.episodes_to_level(variant.name)
             row[f"episodes to {study.level:g}"] = DASH if reached is None else str(reached)
+        for name in _told_besides(numbers, variant):
+            row[name.replace("_", " ")] = numbers.level(variant.name, metric=EXTRA + name).text()
         row["failed"] = f"{np.mean([failed for _, _, failed in numbers.failures(variant.name)]):.0%}"
         row["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
         rows.append(row)
@@ -126,6 +133,8 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
     for check in study.checks:
         met, text = numbers.check(check)
         mark, css = _MARKS[met]
+        if met is not None and not numbers.is_complete(check):
+            text += "; so far"
         checks.append({"text": check.text, "numbers": text, "mark": mark, "class": css})
     learned = [variant for variant in shown_variants(numbers) if variant.agent == "ad"]
     worst = None
