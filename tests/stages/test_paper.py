@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from distillery.papers.results import Run, SplitResult, add_run, read_runs
 from distillery.papers.statistics import NOT_RUN, StudyNumbers
 from distillery.papers.study import Study, load_study, study_names
+from distillery.reports.tables import DASH
 from distillery.stages import compare, paper
 from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
@@ -93,6 +94,8 @@ def test_every_run_is_written_with_its_numbers(ran):
     assert by_name["source", 0].data is None and by_name["ad", 0].data == by_name["dpt", 0].data
     assert by_name["ad", 0].data != by_name["ed", 0].data
     assert by_name["ad", 0].splits["held_out"].curve != by_name["ad", 1].splits["held_out"].curve
+    prompted = by_name["prompted", 0].extra
+    assert abs(prompted["prompt_level"] - 0.5) < 0.4 and 0 <= prompted["furthest_prompt_level"] <= 1
     attention = by_name["looking", 0].extra
     assert len(attention["weights"]) == 32 and sum(attention["weights"]) == pytest.approx(1.0, abs=0.01)
 
@@ -131,6 +134,9 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     assert image is not None and image.startswith(b"\x89PNG")
     assert values["rows"][0]["variant"] == "AD"
     assert values["checks"][0]["mark"] in ("yes", "no") and (values["num_runs"], values["num_planned"]) == (8, 8)
+    assert [row["prompt level"] != DASH for row in values["rows"]] == [
+        row["variant"] == "prompted" for row in values["rows"]
+    ]
     metrics = split_metrics(StudyNumbers(study, read_runs("toy", results)), "ad", "held_out")
     assert metrics["num_training_seeds"] == 2 and metrics["num_tasks"] == 4
     low, high = metrics["final_return_ci95"]

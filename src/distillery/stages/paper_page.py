@@ -120,7 +120,8 @@ def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
         row["failed"] = f"{np.mean([failed for _, _, failed in numbers.failures(variant.name)]):.0%}"
         row["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
         rows.append(row)
-    return rows
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column, DASH) for column in columns} for row in rows]
 
 
 def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any], bytes | None]:
@@ -217,6 +218,8 @@ def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[st
         "oracle_return": oracle,
         "oracle_fraction": returns.value / oracle,
         "oracle_fraction_ci95": [returns.low / oracle, returns.high / oracle],
+        "oracle_fraction_iqm": returns.iqm / oracle,
+        "reference_fraction": None if study.level is None else study.level / oracle,
         "episodes_to_reference": numbers.episodes_to_level(variant, split),
         "failed_lifetimes": float(np.mean([failed for _, _, failed in numbers.failures(variant, split)])),
         "num_episodes": len(curve),
