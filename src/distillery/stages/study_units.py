@@ -23,6 +23,8 @@ from distillery.training.checkpoints import FORMAT_VERSION
 _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
 # Of how something runs, what may change numbers by more than their last digits.
 _DECIDING_RUNTIME = ("bfloat16", "compile")
+# Runs of these stand beside each other: on a CPU, there with products in bfloat16, on a GPU.
+_RUNTIMES: tuple[tuple[str, ...], ...] = ((), ("runtime.bfloat16=true",), ("runtime=cuda",))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
 
 
 def is_current(study: Study, runs: Sequence[Run]) -> list[bool]:
-    """Of each run, whether it has the study's present settings, on a CPU or with those of ``runtime=cuda``."""
+    """Of each run, whether it has the study's present settings, in any of the `_RUNTIMES`."""
     return [_has_present_settings(study, run) for run in runs]
 
 
@@ -148,4 +150,4 @@ def _has_present_settings(study: Study, run: Run) -> bool:
     variant = study.variants.get(run.variant)
     if variant is None or run.seed not in study.seeds(variant):
         return False
-    return any(unit_of(study, variant, run.seed, extra).settings == run.settings for extra in ((), ("runtime=cuda",)))
+    return any(unit_of(study, variant, run.seed, extra).settings == run.settings for extra in _RUNTIMES)
