@@ -16,7 +16,7 @@ from distillery.reports.tables import DASH
 from distillery.stages import compare, paper
 from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
-from distillery.stages.study_units import digest, unit_of, units_of
+from distillery.stages.study_units import digest, runtime_of, unit_of, units_of
 
 STUDY = {
     "title": "A toy",
@@ -155,6 +155,28 @@ def test_runs_of_other_settings_are_not_compared(tmp_path, monkeypatch):
     assert compare.read_result("width/w16", "held_out").scores["final"].tolist() == [[1.0]]
     with pytest.raises(ValueError, match="no result 'width/w32'.*there are width/w16$"):
         compare.read_result("width/w32", "held_out")
+
+
+def test_runs_of_other_runtimes_stand_beside_each_other_and_are_told(tmp_path):
+    split = SplitResult([1.0], [0], [1.0], [1.0], [2.0], [0.0])
+    width = load_study("width")
+    runtimes = ("", "runtime.bfloat16=true", "runtime=cuda")
+    runs = [
+        Run(
+            "w16",
+            seed,
+            unit_of(width, width.variants["w16"], seed, [name] if name else []).settings,
+            "abc",
+            {"held_out": split},
+        )
+        for seed, name in enumerate(runtimes)
+    ]
+    assert [runtime_of(width, run) for run in runs] == list(runtimes)
+    assert runtime_of(width, replace(runs[0], settings="another")) is None
+    for run in runs:
+        add_run("width", run, width.variants, tmp_path)
+    told, _ = study_values(width, tmp_path)
+    assert told["runtimes"] == "1 with runtime.bfloat16=true, 1 with runtime=cuda"
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.layers.precision import Linear
+
 POSITIONS = ("rotary", "alibi", "none")
 QUERY_BLOCK = 64
 
@@ -153,8 +155,8 @@ class WindowAttention(nn.Module):
             raise ValueError(f"attention dropout must be from 0 to 1, got {dropout}")
         self.num_heads, self.window, self.dropout = num_heads, window, dropout
         self.head_width = width // num_heads
-        self.in_projection = nn.Linear(width, 3 * width)
-        self.out_projection = nn.Linear(width, width)
+        self.in_projection = Linear(width, 3 * width)
+        self.out_projection = Linear(width, width)
         self.rotary = Rotary(self.head_width, fraction=rotary_fraction) if positions == "rotary" else None
         slopes = alibi_slopes(num_heads) if positions == "alibi" else None
         self.slopes: Tensor | None

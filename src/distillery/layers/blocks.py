@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillery.layers.attention import WindowAttention
 from distillery.layers.linear_attention import GatedDeltaAttention
+from distillery.layers.precision import Linear
 
 NORMS = ("pre", "post")
 
@@ -38,8 +39,8 @@ class Block(nn.Module):
         super().__init__()
         self.attention = attention
         self.attention_norm, self.feedforward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.feedforward_in = nn.Linear(width, feedforward_width)
-        self.feedforward_out = nn.Linear(feedforward_width, width)
+        self.feedforward_in = Linear(width, feedforward_width)
+        self.feedforward_out = Linear(feedforward_width, width)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = norm == "pre"
 

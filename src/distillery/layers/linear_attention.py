@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.layers.precision import Linear
+
 CHUNK_TOKENS = 32
 KERNEL_TOKENS = 4
 # Tokens after which a head's memory has faded to 1/e, from the first head to the last, before training.
@@ -130,7 +132,7 @@ class GatedDeltaAttention(nn.Module):
         if width % num_heads:
             raise ValueError(f"num_heads must divide the width: {width} / {num_heads} is not whole")
         self.num_heads, self.head_width = num_heads, width // num_heads
-        self.in_projection = nn.Linear(width, 4 * width)  # queries, keys, values, gate
+        self.in_projection = Linear(width, 4 * width)  # queries, keys, values, gate
         self.kernel = nn.Parameter(torch.randn(KERNEL_TOKENS, 3 * width) * KERNEL_TOKENS**-0.5)
         self.rate_projection = nn.Linear(width, 2 * num_heads)  # of decay and of writing
         # softplus(offset) is 1 / time scale.
@@ -138,7 +140,7 @@ class GatedDeltaAttention(nn.Module):
         scales = torch.linspace(shortest, longest, num_heads).exp()
         self.decay_offset = nn.Parameter(torch.expm1(1.0 / scales).log())
         self.norm = nn.RMSNorm(self.head_width)
-        self.out_projection = nn.Linear(width, width)
+        self.out_projection = Linear(width, width)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values before the convolution, (B, S, 3 D), and the gate, (B, S, D)."""

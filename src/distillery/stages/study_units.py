@@ -23,6 +23,8 @@ from distillery.training.checkpoints import FORMAT_VERSION
 _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
 # Of how something runs, what may change numbers by more than their last digits.
 _DECIDING_RUNTIME = ("bfloat16", "compile")
+# Runs of these stand beside each other: on a CPU, there with products in bfloat16, on a GPU.
+_RUNTIMES = ("", "runtime.bfloat16=true", "runtime=cuda")
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,18 @@ def units_of(study: Study, extra: Sequence[str] = ()) -> list[Unit]:
 
 
 def is_current(study: Study, runs: Sequence[Run]) -> list[bool]:
-    """Of each run, whether it has the study's present settings, on a CPU or with those of ``runtime=cuda``."""
-    return [_has_present_settings(study, run) for run in runs]
+    """Of each run, whether it has the study's present settings, in whatever runtime."""
+    return [runtime_of(study, run) is not None for run in runs]
 
 
-def _has_present_settings(study: Study, run: Run) -> bool:
+def runtime_of(study: Study, run: Run) -> str | None:
+    """Which of the `_RUNTIMES` a run was made with; None where it has not the study's present settings."""
     variant = study.variants.get(run.variant)
     if variant is None or run.seed not in study.seeds(variant):
-        return False
-    return any(unit_of(study, variant, run.seed, extra).settings == run.settings for extra in ((), ("runtime=cuda",)))
+        return None
+    made_with = (name for name in _RUNTIMES if _settings_with(study, variant, run.seed, name) == run.settings)
+    return next(made_with, None)
+
+
+def _settings_with(study: Study, variant: Variant, seed: int, runtime: str) -> str:
+    return unit_of(study, variant, seed, [runtime] if runtime else []).settings

@@ -47,6 +47,7 @@ from distillery.core.protocols import SequenceModel, TaskBatch, TaskDistribution
 from distillery.core.records import Context
 from distillery.core.seeding import numpy_generator, stream_seed, torch_generator
 from distillery.layers.actions import entropy, log_probability, sample
+from distillery.layers.precision import bfloat16_products
 from distillery.layers.value_head import ValueHead
 from distillery.training.distributed import Workers
 from distillery.training.trials import Trials, estimate_advantages
@@ -79,7 +80,7 @@ class RL2Learner:
         num_minibatches: parts of each pass, of whole trials.
         gradient_clip: global norm.
         device: `cpu`, `cuda`, ...
-        bfloat16: autocast updates to bfloat16; acting stays in float32.
+        bfloat16: updates multiply in bfloat16; acting stays in float32.
         compile: compile the pass over trials with `torch.compile`; acting stays as it is.
         fused: use Adam's fused kernel.
         workers: the processes that train together; None is this one alone. Each plays its own tasks and normalises
@@ -257,7 +258,7 @@ class RL2Learner:
     def _read(self, trials: Trials, part: Tensor) -> tuple[Tensor, Tensor]:
         """(b, T, P) parameters of actions and (b, T, W) features of some trials."""
         context = trials.context
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with bfloat16_products(self.device.type, enabled=self._bfloat16):
             features = self._encode(Context(context.observations[part], context.actions[part], context.rewards[part]))
             return self.model.action_head(features), features
 

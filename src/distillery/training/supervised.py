@@ -19,6 +19,7 @@ from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import Box
 from distillery.layers.actions import prediction_loss
+from distillery.layers.precision import bfloat16_products
 from distillery.training.distributed import Workers
 
 OPTIMISERS = ("adamw", "muon")
@@ -43,7 +44,7 @@ class SupervisedLearner:
         gradient_clip: global norm.
         label_smoothing: alpha; of discrete actions.
         device: `cpu`, `cuda`, ...
-        bfloat16: autocast to bfloat16.
+        bfloat16: multiply in bfloat16, see `distillery.layers.precision`.
         compile: compile the forward pass with `torch.compile`.
         fused: use AdamW's fused kernel.
         workers: the processes that train together; None is this one alone.
@@ -135,7 +136,7 @@ class SupervisedLearner:
             context: with what is to be predicted.
             total_weight: what the weighted sum is divided by; None says the sum of the context's own weights.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with bfloat16_products(self.device.type, enabled=self._bfloat16):
             parameters = self._forward(context)
         targets = context.actions if context.targets is None else context.targets
         losses = prediction_loss(
