@@ -37,6 +37,7 @@ STEPS = "learner-steps/s"
 RECORD_BYTES = 4 + 1 + 2
 NUM_STATES, NUM_ACTIONS, EPISODE_STEPS = 81, 5, 20
 HIDDEN = [128, 128, 128]
+SB3_AS_IT_COMES = ("stable-baselines3 PPO", "stable-baselines3 DQN")
 
 
 def runs(source: Source, tasks: TaskDistribution, num_runs: int, conditions: Conditions) -> Variant:
@@ -70,8 +71,14 @@ def random_loop(env_id: str, num_steps: int) -> Side:
     return Side("loop over a Gymnasium env, without learning", [Variant(prepare, {"device": "cpu"})])
 
 
-def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) -> Side:
-    """An algorithm of stable-baselines3 on Dark Room, on its vectorised environments and on ours."""
+def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) -> list[Side]:
+    """An algorithm of stable-baselines3 on Dark Room: on its own vectorised environments, and on our batched ones.
+
+    Args:
+        algorithm: `PPO`, `DQN` or `A2C`.
+        conditions: of the run.
+        **settings: of the algorithm, or functions of the number of environments that give them.
+    """
     num_steps = conditions.size(4096, quick=64)
 
     def prepare(kind: str, num_envs: int) -> Work:
@@ -80,21 +87,25 @@ def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) ->
         own = {name: value(num_envs) if callable(value) else value for name, value in settings.items()}
         return learning(algorithm, kind=kind, num_envs=num_envs, num_steps=num_steps, settings=own)()
 
-    choices = conditions.size([("own", 8), ("batched", 8), ("batched", 100)], quick=[("batched", 8)])
-    variants = [
-        Variant(partial(prepare, kind, num_envs), {"device": "cpu", "environments": f"{num_envs}, {kind}"})
-        for kind, num_envs in choices
-    ]
-    return Side(f"stable-baselines3 {algorithm}", variants, ("stable_baselines3",))
+    def side(name: str, kind: str) -> Side:
+        variants = [
+            Variant(partial(prepare, kind, num_envs), {"device": "cpu", "environments": num_envs})
+            for num_envs in conditions.size((8, 100), quick=(4,))
+        ]
+        return Side(name, variants, ("stable_baselines3",))
+
+    name = f"stable-baselines3 {algorithm}"
+    return [side(name, "own"), side(f"{name} on our batched environments", "batched")]
 
 
-def ppo_rival(conditions: Conditions) -> Side:
+def ppo_rival(conditions: Conditions) -> list[Side]:
     """Its defaults, with as many steps between two updates as by default, however many environments there are."""
     rollout = conditions.size(2048, quick=64)
-    return stable_baselines("PPO", conditions, n_steps=lambda num_envs: -(-rollout // num_envs))
+    # Whole minibatches of 64.
+    return stable_baselines("PPO", conditions, n_steps=lambda num_envs: 16 * -(-rollout // (16 * num_envs)))
 
 
-def dqn_rival(conditions: Conditions) -> Side:
+def dqn_rival(conditions: Conditions) -> list[Side]:
     """Its defaults, with an update for every four environment steps, as by default with one environment."""
     return stable_baselines(
         "DQN",
@@ -122,14 +133,14 @@ def q_learning(conditions: Conditions) -> list[Row]:
                 conditions.size(1000, quick=5),
                 EPISODE_STEPS,
             ),
-            ppo_rival(conditions),
-            dqn_rival(conditions),
+            *ppo_rival(conditions),
+            *dqn_rival(conditions),
         ],
         conditions,
         # The row of a state and of the next one are read, an entry is written, and so is the record.
         demand=Demand(bytes=(2 * NUM_ACTIONS + 1) * 4 + RECORD_BYTES),
     )
-    beside = [row for row in rows if "stable-baselines3" in (row.beside or "") and row.ratio_wall is not None]
+    beside = [row for row in rows if row.beside in SB3_AS_IT_COMES and row.ratio_wall is not None]
     nearest = min(beside, key=lambda row: row.ratio_wall or 0.0, default=None)
     return [replace(row, key="collection_tabular_vs_sb3") if row is nearest else row for row in rows]
 
@@ -144,7 +155,7 @@ def explorer(conditions: Conditions) -> list[Row]:
         Side("ours", [runs(source, DarkRoom(), num_runs, conditions)]),
         [
             env_loop(conditions),
-            ppo_rival(conditions),
+            *ppo_rival(conditions),
         ],
         conditions,
         demand=Demand(bytes=RECORD_BYTES),
@@ -163,7 +174,7 @@ def a2c(conditions: Conditions) -> list[Row]:
         STEPS,
         Side("ours", [runs(source, DarkRoom(), number, conditions) for number in num_learners]),
         [
-            stable_baselines("A2C", conditions, policy_kwargs={"net_arch": HIDDEN}),
+            *stable_baselines("A2C", conditions, policy_kwargs={"net_arch": HIDDEN}),
             random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20)),
         ],
         conditions,
@@ -181,7 +192,7 @@ def ppo(conditions: Conditions) -> list[Row]:
         "PPO in Dark Room",
         STEPS,
         Side("ours", [runs(source, DarkRoom(), conditions.size(57, quick=2, cuda=912), conditions)]),
-        [ppo_rival(conditions), random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20))],
+        [*ppo_rival(conditions), random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20))],
         conditions,
         keys={"stable-baselines3 PPO": "collection_ppo_vs_sb3"},
         more={"actors": source.num_actors, "epochs": source.num_epochs},
@@ -200,7 +211,7 @@ def dqn(conditions: Conditions) -> list[Row]:
         "DQN in Dark Room",
         STEPS,
         Side("ours", [runs(source, DarkRoom(), conditions.size(57, quick=2, cuda=456), conditions)]),
-        [dqn_rival(conditions), random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20))],
+        [*dqn_rival(conditions), random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20))],
         conditions,
         keys={"stable-baselines3 DQN": "collection_dqn_vs_sb3"},
         more={"actors": source.num_actors, "updates_per_rollout": source.updates_per_rollout},

@@ -12,9 +12,10 @@ class GPT2(nn.Module):
         num_layers: of it.
         num_heads: of each layer.
         num_steps: positions that are learned.
+        activation: by its name in `transformers`: ``gelu_new``, its own approximation, or the exact ``gelu``.
     """
 
-    def __init__(self, *, width: int, num_layers: int, num_heads: int, num_steps: int) -> None:
+    def __init__(self, *, width: int, num_layers: int, num_heads: int, num_steps: int, activation: str) -> None:
         super().__init__()
         config = GPT2Config(
             vocab_size=1,  # words are not read, steps come embedded
@@ -23,7 +24,7 @@ class GPT2(nn.Module):
             n_layer=num_layers,
             n_head=num_heads,
             n_inner=4 * width,
-            activation_function="gelu",  # exact, as on the other sides; its own approximation takes longer
+            activation_function=activation,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,

@@ -2,7 +2,7 @@
 
 Every network adds up the same embeddings of observation, previous action and previous reward, sends the sum through
 its own backbone, and reads actions off by a linear map; the backbones have the same width, layers, heads and
-feed-forward width, exact GELU, no dropout, learned positions and full causal attention.
+feed-forward width, no dropout, learned positions and full causal attention. GELU is exact, but for GPT-2 as it comes.
 
 Letters: B batch, T environment steps, W width, A actions.
 """

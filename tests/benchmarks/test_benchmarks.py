@@ -21,7 +21,7 @@ from benchmarks.results import BEGIN, END, figures, read_results, store, update_
 from benchmarks.rivals import plain_loops
 from benchmarks.rivals.networks import PlainTraining
 from benchmarks.timing import Clock, Figure, Side, Variant, installed, race
-from benchmarks.training import PACKAGES, RIVALS, TINY, our_model, random_context, rival_network
+from benchmarks.training import RIVALS, TINY, our_model, random_context, rival_network
 from benchmarks.windows import collected, contexts_of, packed
 from distillery.core.records import Context
 from distillery.histories.writer import steps_frame
@@ -61,7 +61,7 @@ for module, owners in metadata.packages_distributions().items():
 
 
 def installed_rivals() -> list[str]:
-    return [name for name in RIVALS if installed(PACKAGES.get(name, ()))]
+    return [name for name in RIVALS if installed(RIVALS[name].packages)]
 
 
 # The command line
