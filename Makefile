@@ -76,8 +76,8 @@ sweep: $(READY)  ## search hyper-parameters of dark_room (ARGS='sweeps.num_trial
 	$(BIN)/python -m distillery.stages.sweep -cd data/resolved/experiments -cn dark_room $(ARGS)
 
 .PHONY: bench
-bench: $(READY)  ## time the parts that decide how long the pipeline takes
-	$(BIN)/python -m distillery.stages.bench $(ARGS)
+bench: $(READY)  ## time every stage beside what people use today (ARGS='training --threads 1', ARGS=--list)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: lint
 lint: $(READY)  ## check style, format, types and the import contract
@@ -93,7 +93,7 @@ lock: $(READY)  ## pin the newest packages that pyproject.toml admits, in .const
 .PHONY: clean
 clean:  ## remove .venv and caches; keeps data, models, DVC's cache and tracked runs
 	rm -rf $(VENV) .scratch .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build src/*.egg-info
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # With a TORCH_INDEX, torch alone comes from there; the rest finds it installed.
 $(READY): pyproject.toml .constraints.txt

@@ -81,9 +81,12 @@ def test_make_help_lists_every_target():
 
 
 def test_make_runs_modules_that_exist():
-    modules = re.findall(r"-m (distillery\.\S+)", (ROOT / "Makefile").read_text())
+    text = (ROOT / "Makefile").read_text()
+    modules = re.findall(r"-m (distillery\.\S+)", text)
     missing = [name for name in modules if not SOURCE.joinpath(*name.split(".")).with_suffix(".py").exists()]
     assert not missing
+    assert "-m benchmarks" in text
+    assert (ROOT / "benchmarks" / "__main__.py").exists()
 
 
 # README

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.histories.contexts import Contexts, check_context_settings
-from distillery.histories.kept import best_of_each_task, cumulative_weights, improvements, kept_episodes
+from distillery.histories.kept import KeptSteps, best_of_each_task, cumulative_weights, improvements, kept_episodes
 from distillery.histories.packed import PackedHistories, step_dtype
 from distillery.histories.reader import open_packed
 from tests.histories.conftest import ACTIONS, OBSERVATIONS, packed_histories
@@ -217,3 +218,28 @@ def test_bad_settings_are_refused(settings, words):
 def test_targets_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"targets must be of shape \(6,\), an action for every step, got \(5,\)"):
         Contexts(numbered([[6]]), sequence_length=4, batch_size=2, targets=np.zeros(5))
+
+
+@pytest.mark.parametrize("keep_every_episode", [1, 2, 3])
+def test_rows_of_kept_steps_are_those_of_a_plain_walk(keep_every_episode):
+    histories = numbered([[3, 1, 4, 1], [5], [9, 2, 6, 5, 3, 5]])
+    expected, history_starts = [], [0]
+    for first, end in itertools.pairwise(histories.history_starts):
+        for episode in range(first, end, keep_every_episode):
+            expected += range(histories.episode_starts[episode], histories.episode_starts[episode + 1])
+        history_starts.append(len(expected))
+    steps = KeptSteps(histories, *kept_episodes(histories, keep_every_episode))
+    np.testing.assert_array_equal(steps.history_starts, history_starts)
+    np.testing.assert_array_equal(steps.rows(np.arange(len(expected))), expected)
+
+
+def test_what_contexts_hold_does_not_grow_with_the_length_of_episodes():
+    held = []
+    for length in (100, 10_000):
+        histories = numbered([[length] * 20] * 5)
+        tracemalloc.start()
+        contexts = Contexts(histories, sequence_length=50, batch_size=2, keep_every_episode=2, start="random")
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert contexts.batch(0).actions.shape == (2, 50)
+    assert held[1] == pytest.approx(held[0], rel=0.2)

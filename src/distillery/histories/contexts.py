@@ -9,11 +9,11 @@ import torch
 from distillery.core.records import Context
 from distillery.core.seeding import numpy_generator
 from distillery.histories.kept import (
+    KeptSteps,
     best_of_each_task,
     cumulative_weights,
     improvements,
     kept_episodes,
-    kept_rows,
     shuffled_episodes,
 )
 from distillery.histories.packed import PackedHistories
@@ -117,8 +117,8 @@ class Contexts:
                 self._cumulative = cumulative_weights(improvement)
         if episode_order == "shuffled":
             episodes = shuffled_episodes(episodes, kept_starts, numpy_generator(seed, "episode_order"))
-        self._rows, self._history_rows = kept_rows(histories, episodes, kept_starts)
-        lengths = np.diff(self._history_rows)
+        self._kept = KeptSteps(histories, episodes, kept_starts)
+        lengths = np.diff(self._kept.history_starts)
         lengths = lengths if self._drawn is None else lengths[self._drawn]
         if lengths.max() < sequence_length:
             raise ValueError(
@@ -132,13 +132,13 @@ class Contexts:
         """The contexts of one update of one worker."""
         generator = numpy_generator(self._seed, "contexts", update, rank)
         history = self._draw(generator)
-        first, end = self._history_rows[history], self._history_rows[history + 1]
+        first, end = self._kept.history_starts[history], self._kept.history_starts[history + 1]
         if self._start == "random":
             room = np.maximum(end - first - self.sequence_length, 0)
             first = first + generator.integers(room + 1)
         kept = first[:, None] + np.arange(self.sequence_length)  # (B, T)
         real = kept < end[:, None] if self._padded else None
-        rows = self._rows[kept if real is None else np.where(real, kept, first[:, None])]
+        rows = self._kept.rows(kept if real is None else np.where(real, kept, first[:, None]))
         # `take` copies a record as a whole, an index every field of it by itself.
         steps = _padded_with_zeros(self._steps.take(rows), real)
         targets = None if self._targets is None else _padded_with_zeros(self._targets[rows], real)

@@ -24,15 +24,29 @@ def shuffled_episodes(episodes: np.ndarray, kept_starts: np.ndarray, generator: 
     return episodes[order]
 
 
-def kept_rows(
-    histories: PackedHistories, episodes: np.ndarray, kept_starts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Step numbers of the kept episodes, in order, and where each history starts among them, with the end."""
-    lengths = np.diff(histories.episode_starts)[episodes]
-    row_starts = np.concatenate([[0], np.cumsum(lengths)])
-    offsets = histories.episode_starts[episodes] - row_starts[:-1]
-    rows = np.arange(row_starts[-1]) + np.repeat(offsets, lengths)
-    return rows, row_starts[kept_starts]
+class KeptSteps:
+    """The steps of the kept episodes, numbered in order. What is held grows with the episodes, not with the steps.
+
+    Args:
+        histories: whose steps they are.
+        episodes: (kept,) numbers of the kept episodes, in order.
+        kept_starts: (histories + 1,) where each history starts among them, and the end.
+
+    Attributes:
+        history_starts: (histories + 1,) int64, the kept step that each history starts with, and the end.
+    """
+
+    def __init__(self, histories: PackedHistories, episodes: np.ndarray, kept_starts: np.ndarray) -> None:
+        lengths = np.diff(histories.episode_starts)[episodes]
+        self._episode_starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._offsets = histories.episode_starts[episodes] - self._episode_starts[:-1]
+        self.history_starts = self._episode_starts[kept_starts]
+
+    def rows(self, kept: np.ndarray) -> np.ndarray:
+        """Rows of `PackedHistories.steps` that hold the kept steps of these numbers, of any shape."""
+        episode = np.searchsorted(self._episode_starts, kept, side="right") - 1
+        rows: np.ndarray = kept + self._offsets[episode]
+        return rows
 
 
 def improvements(histories: PackedHistories, episodes: np.ndarray, kept_starts: np.ndarray) -> np.ndarray:
@@ -40,12 +54,13 @@ def improvements(histories: PackedHistories, episodes: np.ndarray, kept_starts: 
 
     Of a history's only kept episode: of the thirds of its steps, scaled to a whole episode.
     """
-    rows, history_rows = kept_rows(histories, episodes, kept_starts)
+    steps = KeptSteps(histories, episodes, kept_starts)
+    rows = steps.rows(np.arange(steps.history_starts[-1]))
     rewards = np.concatenate([[0.0], np.cumsum(histories.steps["reward"][rows], dtype=np.float64)])
     lengths = np.diff(histories.episode_starts)[episodes]
     before_episode = rewards[np.concatenate([[0], np.cumsum(lengths)])]  # (kept + 1,) rewards before each kept episode
     by_episodes = _mean_change(before_episode, kept_starts)
-    by_steps = _mean_change(rewards, history_rows) * np.diff(history_rows)
+    by_steps = _mean_change(rewards, steps.history_starts) * np.diff(steps.history_starts)
     return np.where(np.diff(kept_starts) == 1, by_steps, by_episodes)
 
 
