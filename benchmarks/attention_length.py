@@ -95,7 +95,7 @@ def draw(measured: dict[str, list[Point]], path: Path) -> str | None:
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
-        return "no picture: matplotlib is not installed (pip install distillery)"
+        return "no picture: matplotlib is not installed (pip install -e .)"
     canvas = Canvas(figsize=(9, 3.5), layout="constrained")
     quantities: dict[str, Any] = {
         "microseconds_per_token": "µs a token of a training step",

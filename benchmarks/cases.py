@@ -11,8 +11,8 @@ import benchmarks
 from benchmarks.machine import Demand, Limits
 from benchmarks.timing import Clock, Figure, Side, installed, race
 
-NOT_INSTALLED = "not installed (pip install 'distillery[bench]')"
-WHOLE_PACKAGE = "not installed (pip install distillery; this case needs {})"
+NOT_INSTALLED = "not installed (pip install -e '.[bench]')"
+WHOLE_PACKAGE = "not installed (pip install -e .; this case needs {})"
 
 _Value = TypeVar("_Value")
 

@@ -98,11 +98,14 @@ def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) ->
     return [side(name, "own"), side(f"{name} on our batched environments", "batched")]
 
 
-def ppo_rival(conditions: Conditions) -> list[Side]:
+def ppo_rival(conditions: Conditions, **settings: Any) -> list[Side]:
     """Its defaults, with as many steps between two updates as by default, however many environments there are."""
     rollout = conditions.size(2048, quick=64)
-    # Whole minibatches of 64.
-    return stable_baselines("PPO", conditions, n_steps=lambda num_envs: 16 * -(-rollout // (16 * num_envs)))
+
+    def num_steps(num_envs: int) -> int:
+        return 16 * -(-rollout // (16 * num_envs))  # whole minibatches of 64
+
+    return stable_baselines("PPO", conditions, n_steps=num_steps, **settings)
 
 
 def dqn_rival(conditions: Conditions) -> list[Side]:
@@ -186,13 +189,16 @@ def a2c(conditions: Conditions) -> list[Row]:
 
 
 def ppo(conditions: Conditions) -> list[Row]:
-    """Proximal policy optimisation with its published defaults on both sides."""
+    """Proximal policy optimisation, as many passes over every sample on both sides; otherwise each's own defaults."""
     source = PPO(num_episodes=conditions.size(3, quick=1), num_actors=conditions.size(16, quick=4))
     return compare(
         "PPO in Dark Room",
         STEPS,
         Side("ours", [runs(source, DarkRoom(), conditions.size(57, quick=2, cuda=912), conditions)]),
-        [*ppo_rival(conditions), random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20))],
+        [
+            *ppo_rival(conditions, n_epochs=source.num_epochs),
+            random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20)),
+        ],
         conditions,
         keys={"stable-baselines3 PPO": "collection_ppo_vs_sb3"},
         more={"actors": source.num_actors, "epochs": source.num_epochs},

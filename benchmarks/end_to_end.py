@@ -1,7 +1,7 @@
 """From empty folders to a model that learns Dark Room in context: what each stage costs, and what the model returns.
 
-The stages' own functions run with the pipeline's settings, in a process of its own and a temporary folder. What is
-asked is the time until held-out goals return 14.1, the level published for Dark Room (arXiv 2210.14215).
+The stages' own functions run with the pipeline's settings, from first to last, in a process of its own and a temporary
+folder. The return on held-out goals stands beside 14.1, the level published for Dark Room (arXiv 2210.14215).
 """
 
 import json

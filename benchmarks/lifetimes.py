@@ -49,7 +49,7 @@ def tenths(
                 next(steps)
         watches.append(watch)
         gc.collect()
-        resident.append(resident_bytes())
+        resident.append(torch.cuda.memory_allocated(device) if device.startswith("cuda") else resident_bytes())
     return watches, resident
 
 

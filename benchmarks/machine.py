@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ import torch
 from benchmarks.timing import Clock, Side, Variant, Work, race
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+RIVALS = ("stable-baselines3", "transformers", "minari", "mujoco")
 
 _Result = TypeVar("_Result")
 
@@ -123,12 +126,22 @@ def describe(device: str, limits: Limits, *, quick: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "rivals": rival_versions(),
         # The Makefile sets them, and they decide what memory costs.
         "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "quick": quick,
         "matrix_product_gflops": {name: speed / 1e9 for name, speed in limits.products.items()},
         "memory_copy_gb_per_s": limits.copy / 1e9,
     }
+
+
+def rival_versions() -> dict[str, str]:
+    """Those that are installed."""
+    versions = {}
+    for name in RIVALS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _status(field: str) -> int:

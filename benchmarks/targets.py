@@ -19,10 +19,20 @@ class Target:
 
 
 TARGETS = (
-    Target("collection_tabular_vs_sb3", "collection, tabular, beside the faster of PPO and DQN", "≥ 1000"),
-    Target("collection_a2c_vs_sb3", "collection, actor-critic of 3x128, beside A2C of the same network", "≥ 30"),
-    Target("training_vs_gpt2_width64", "training at width 64, 4 layers, 400 steps, beside GPT-2", "≥ 1.5"),
-    Target("training_vs_gpt2_width256", "training at width 256, 8 layers, 512 steps, beside GPT-2", "≥ 2.2"),
+    Target(
+        "collection_tabular_vs_sb3",
+        "collection, tabular, beside the faster of PPO and DQN on environments of stable-baselines3",
+        "≥ 1000",
+    ),
+    Target(
+        "collection_a2c_vs_sb3",
+        "collection, actor-critic of 3x128, beside A2C with 3x128 for policy and values each",
+        "≥ 30",
+    ),
+    Target("training_vs_gpt2_width64", "training at width 64, 4 layers, 400 steps, beside GPT-2 as it comes", "≥ 1.5"),
+    Target(
+        "training_vs_gpt2_width256", "training at width 256, 8 layers, 512 steps, beside GPT-2 as it comes", "≥ 2.2"
+    ),
     Target("evaluation_cached_vs_recompute_200", "acting with a cache beside recomputing, context 200", "≥ 20"),
     Target("evaluation_cached_vs_recompute_1000", "acting with a cache beside recomputing, context 1000", "≥ 80"),
     Target("lifetime_last_vs_first_tenth", "time of a step, last tenth of a lifetime beside the first", "≤ 1.1"),

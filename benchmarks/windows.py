@@ -13,6 +13,7 @@ import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +222,18 @@ def larger_than_memory(conditions: Conditions) -> list[Row]:
     model = conditions.size(SHAPES["width64"], quick=TINY)
     shape = {"batch_size": model.batch_size, "sequence_length": model.num_steps}
     file_bytes, clock = conditions.size(1 << 30, quick=1 << 22), conditions.clock
+    # Windows are drawn by the CPU, and a GPU's driver would not start in so little memory.
+    drawing_clock = replace(clock, device="cpu")
     # Of a small file a tenth would not hold what any process needs.
     memory_bytes = conditions.size(file_bytes // 10, quick=1 << 28)
     note = None
     with tempfile.TemporaryDirectory(dir=conditions.folder, prefix=".partial-windows-") as name:
-        arguments = (Path(name), file_bytes, memory_bytes, shape, clock)
+        arguments = (Path(name), file_bytes, memory_bytes, shape, drawing_clock)
         try:
             drawn = in_fresh_process(measured_on_disk, *arguments)
         except MemoryError:
             note = f"drawing needs more than {memory_bytes >> 20} MiB; measured without that limit"
-            drawn = in_fresh_process(measured_on_disk, Path(name), file_bytes, None, shape, clock)
+            drawn = in_fresh_process(measured_on_disk, Path(name), file_bytes, None, shape, drawing_clock)
     (step,) = race([Side("training step", variants(our_training, model, conditions))], clock)
     assert step.cpu is not None
     return [

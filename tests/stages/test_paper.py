@@ -176,7 +176,7 @@ def test_runs_of_other_runtimes_stand_beside_each_other_and_are_told(tmp_path):
     for run in runs:
         add_run("width", run, width.variants, tmp_path)
     told, _ = study_values(width, tmp_path)
-    assert told["runtimes"] == "1 with runtime.bfloat16=true, 1 with runtime=cuda"
+    assert told["runtimes"] == "1 run with runtime.bfloat16=true, 1 run with runtime=cuda"
 
 
 @pytest.mark.slow

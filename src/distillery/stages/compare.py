@@ -21,7 +21,7 @@ from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import Run, read_runs
 from distillery.papers.statistics import difference, level, scores_of
 from distillery.papers.study import load_study, study_names
-from distillery.stages.study_units import is_current
+from distillery.stages.study_units import is_current, told_runtimes
 
 EVALUATIONS = Path("data", "evaluations")
 STUDY = "study:"
@@ -59,7 +59,7 @@ def read_result(name: str, split: str) -> Result:
     runs = [run for run in current_runs(first) if run.variant == last and split in run.splits]
     if runs and not evaluated:
         by_measure = {measure: scores_of(runs, measure, split) for measure in ("first", "final")}
-        return Result(name, f"study {first}", by_measure, tuple(runs[0].splits[split].task_ids))
+        return Result(name, _origin(first, runs), by_measure, tuple(runs[0].splits[split].task_ids))
     if not evaluated:
         raise ValueError(f"there is no result '{name}' on the split '{split}'; there are {', '.join(_there_are())}")
     rows = pl.read_parquet(path).filter(pl.col("split") == split).sort("task_id", "seed", "episode")
@@ -81,6 +81,12 @@ def current_runs(study: str) -> list[Run]:
     if study not in study_names():
         return runs
     return [run for run, is_so in zip(runs, is_current(load_study(study), runs), strict=True) if is_so]
+
+
+def _origin(study: str, runs: list[Run]) -> str:
+    """The study, and how many of the runs were made otherwise than with the default runtime."""
+    others = told_runtimes(load_study(study), runs) if study in study_names() else ""
+    return f"study {study}" + (f", {others}" if others else "")
 
 
 def _there_are() -> list[str]:

@@ -58,7 +58,14 @@ from distillery.stages.entry import (
 from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
 from distillery.stages.resolve import check
-from distillery.stages.study_units import Unit, digest, is_current, units_of
+from distillery.stages.study_units import (
+    Unit,
+    digest,
+    is_current,
+    require_known_runtime,
+    settings_by_runtime,
+    units_of,
+)
 from distillery.stages.train import train
 from distillery.tracking.provenance import provenance_tags
 from distillery.training.checkpoints import read_checkpoint_info
@@ -188,7 +195,7 @@ def _run_quietly(unit: Unit, variant: Variant) -> Run:
 def missing_runs(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequence[str]) -> list[list[Unit]]:
     """What is left to run: units of equal settings, of whatever study, are one run together.
 
-    Runs of equal settings that another study has are taken over at once.
+    Runs of equal settings that another study has, made with whatever runtime, are taken over at once.
     """
     done, left = all_runs(), dict[str, list[Unit]]()
     for study, variants in studies:
@@ -199,8 +206,10 @@ def missing_runs(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequen
                 continue
             if (unit.variant, unit.seed) in current:
                 continue
-            if unit.settings in done:
-                add_run(study.name, replace(done[unit.settings], variant=unit.variant), study.variants)
+            possible = settings_by_runtime(study, study.variants[unit.variant], unit.seed)
+            elsewhere = [done[settings] for _, settings in possible if settings in done]
+            if elsewhere:
+                add_run(study.name, replace(elsewhere[0], variant=unit.variant), study.variants)
             else:
                 left.setdefault(unit.settings, []).append(unit)
     # First seeds first, so that a command that is stopped has something of every study; of those that share a
@@ -317,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --workers and --threads must be at least 1, got {options.workers} and {options.threads}")
     try:
         studies = asked_studies(names or (study_names() if options.list else default_studies()))
+        require_known_runtime(studies[0][0], extra)
         if options.list:
             list_studies(studies, extra)
             return

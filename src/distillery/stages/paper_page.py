@@ -1,6 +1,5 @@
 """Committed results of studies become one page, published beside ours, and entries among the report's metrics."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from distillery.core.files import whole_file
 from distillery.papers.results import FOLDER as RESULTS
-from distillery.papers.results import Run, read_runs
+from distillery.papers.results import read_runs
 from distillery.papers.statistics import DOES_NOT, HOLDS, IN_PART, NOT_RUN, SO_FAR, StudyNumbers
 from distillery.papers.study import EXTRA, Study, Variant, load_study, study_names
 from distillery.reports.page import render_page
@@ -24,7 +23,7 @@ from distillery.reports.study_figures import (
 )
 from distillery.reports.style import png_bytes
 from distillery.reports.tables import DASH, rounded
-from distillery.stages.study_units import is_current, runtime_of
+from distillery.stages.study_units import is_current, told_runtimes
 
 PAGE = Path("data", "reports", "paper.html")
 _CLASSES = {HOLDS: "holds", SO_FAR: "holds", IN_PART: "part", DOES_NOT: "not", NOT_RUN: "unrun"}
@@ -160,15 +159,9 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
         "worst": worst,
         "commits": ", ".join(sorted({run.commit for run in runs})),
         "minutes": f"{sum(run.minutes or 0 for run in runs):.0f}" if runs else "",
-        "runtimes": _told_runtimes(study, runs),
+        "runtimes": told_runtimes(study, runs),
     }
     return values, study_image(numbers)
-
-
-def _told_runtimes(study: Study, runs: Sequence[Run]) -> str:
-    """How many runs were made otherwise than with the default runtime."""
-    counts = Counter(runtime_of(study, run) for run in runs)
-    return ", ".join(f"{count} with {runtime}" for runtime, count in sorted(counts.items(), key=str) if runtime)
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> Path:

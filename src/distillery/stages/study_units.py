@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,7 @@ _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "data
 # Of how something runs, what may change numbers by more than their last digits.
 _DECIDING_RUNTIME = ("bfloat16", "compile")
 # Runs of these stand beside each other: on a CPU, there with products in bfloat16, on a GPU.
-_RUNTIMES = ("", "runtime.bfloat16=true", "runtime=cuda")
+RUNTIMES = ("", "runtime.bfloat16=true", "runtime=cuda")
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,14 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     return plain(config)
 
 
-def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, bool]]:
-    """What of the runtime is switched on that decides numbers; nothing by default."""
-    on = {name: True for name in _DECIDING_RUNTIME if config["runtime"][name]}
-    return [on] if on else []
+def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, Any]]:
+    """What of the runtime decides numbers, other than by default; nothing by default."""
+    runtime = config["runtime"]
+    decides: dict[str, Any] = {name: True for name in _DECIDING_RUNTIME if runtime[name]}
+    device = str(runtime["device"]).partition(":")[0]
+    if device != "cpu":
+        decides["device"] = device
+    return [decides] if decides else []
 
 
 def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> dict[str, Any]:
@@ -147,13 +152,39 @@ def is_current(study: Study, runs: Sequence[Run]) -> list[bool]:
 
 
 def runtime_of(study: Study, run: Run) -> str | None:
-    """Which of the `_RUNTIMES` a run was made with; None where it has not the study's present settings."""
+    """Which of the `RUNTIMES` a run was made with; None where it has not the study's present settings."""
     variant = study.variants.get(run.variant)
     if variant is None or run.seed not in study.seeds(variant):
         return None
-    made_with = (name for name in _RUNTIMES if _settings_with(study, variant, run.seed, name) == run.settings)
+    made_with = (name for name, settings in settings_by_runtime(study, variant, run.seed) if settings == run.settings)
     return next(made_with, None)
 
 
-def _settings_with(study: Study, variant: Variant, seed: int, runtime: str) -> str:
-    return unit_of(study, variant, seed, [runtime] if runtime else []).settings
+def settings_by_runtime(study: Study, variant: Variant, seed: int) -> Iterator[tuple[str, str]]:
+    """Each of the `RUNTIMES`, and the settings that a run of it has."""
+    for runtime in RUNTIMES:
+        yield runtime, unit_of(study, variant, seed, [runtime] if runtime else []).settings
+
+
+def require_known_runtime(study: Study, extra: Sequence[str]) -> None:
+    """Refuses overrides whose runs would stand beside no others, and be made again each time.
+
+    Raises:
+        ValueError: naming the runtimes that can be chosen.
+    """
+    variant = next(iter(study.variants.values()))
+    if unit_of(study, variant, 0, extra).settings not in dict(settings_by_runtime(study, variant, 0)).values():
+        raise ValueError(
+            f"results of {' '.join(extra)} would stand beside no others; choose the default runtime, "
+            f"{' or '.join(name for name in RUNTIMES if name)}"
+        )
+
+
+def told_runtimes(study: Study, runs: Sequence[Run]) -> str:
+    """How many runs were made otherwise than with the default runtime."""
+    counts = Counter(runtime_of(study, run) for run in runs)
+    return ", ".join(
+        f"{count} run{'s' if count > 1 else ''} with {runtime}"
+        for runtime, count in sorted(counts.items(), key=str)
+        if runtime
+    )
