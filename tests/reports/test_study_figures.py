@@ -1,8 +1,9 @@
 """Figures of studies: every point stands where it is told apart from the others."""
 
+import numpy as np
 import pytest
 
-from distillery.reports.study_figures import SweepLine, SweepPoint, sweep_figure
+from distillery.reports.study_figures import CurveLine, SweepLine, SweepPoint, curves_figure, sweep_figure
 
 
 def line(label: str, xs: list[float | None], value: float, published: float | None = None) -> SweepLine:
@@ -32,3 +33,13 @@ def test_lines_over_an_axis_stand_where_it_says() -> None:
     axes = sweep_figure(lines, xlabel="tasks", ylabel="score").axes[0]
     assert axes.get_xscale() == "log"
     assert [container[0].get_xdata().tolist() for container in axes.containers] == [[1.0, 2.0, 30.0]] * 2
+
+
+def test_no_two_lines_look_alike() -> None:
+    agents = ["ad"] * 6 + ["ed", "dpt", "rl2", "rl2", "source", "random", "oracle"]
+    curve = np.linspace(0.0, 1.0, 5)
+    lines = [CurveLine(f"{number}", agent, curve, curve, curve) for number, agent in enumerate(agents)]
+    drawn = [line for line in curves_figure(lines, level=None).axes[0].get_lines() if len(line.get_xdata()) == 5]
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in drawn}
+    assert len(looks) == len(drawn) == len(agents)
+    assert len({line.get_color() for line in drawn[-3:]} - {line.get_color() for line in drawn[:-3]}) == 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,18 +13,10 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from distillery.reports.style import FAINT, PUBLISHED_COLOUR, RC, agent_style
 
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-_PALETTE = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#7a5195",
-    "#8a8f98",
-    "#22272e",
-    "#b58900",
-)
+_BASELINES = ("source", "random", "oracle")
+# None of them a baseline's colour.
+_PALETTE = ("#0072b2", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#b58900", "#5c4033")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)))
 
 
 @dataclass(frozen=True)
@@ -76,11 +69,22 @@ class SweepLine:
     points: Sequence[SweepPoint] = field(default_factory=tuple)
 
 
-def _colours(lines: Sequence[CurveLine]) -> list[str]:
+def _styles(lines: Sequence[CurveLine]) -> list[tuple[str, Any]]:
+    """Colour and line style of each line, none of them twice.
+
+    Each agent's own where no two lines have one agent; otherwise baselines keep theirs, and the variants of learned
+    agents take the palette's, once drawn through and then dashed.
+    """
     agents = [line.agent for line in lines]
-    if len(set(agents)) == len(agents):
-        return [agent_style(agent, agents).colour for agent in agents]
-    return [_PALETTE[number % len(_PALETTE)] for number in range(len(lines))]
+    alone, styles, number = len(set(agents)) == len(agents), list[tuple[str, Any]](), 0
+    for agent in agents:
+        if alone or agent in _BASELINES:
+            style = agent_style(agent, agents)
+            styles.append((style.colour, style.line))
+        else:
+            styles.append((_PALETTE[number % len(_PALETTE)], _DASHES[number // len(_PALETTE) % len(_DASHES)]))
+            number += 1
+    return styles
 
 
 @matplotlib.rc_context(RC)
@@ -95,9 +99,9 @@ def curves_figure(lines: Sequence[CurveLine], *, ylabel: str = "return of the ep
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     longest = 1.0
-    for line, colour in zip(lines, _colours(lines), strict=True):
+    for line, (colour, dashes) in zip(lines, _styles(lines), strict=True):
         episodes = np.arange(1, len(line.mean) + 1)
-        axes.plot(episodes, line.mean, color=colour, label=line.label)
+        axes.plot(episodes, line.mean, color=colour, linestyle=dashes, label=line.label)
         axes.fill_between(episodes, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
         longest = max(longest, len(line.mean))
         if line.published:
