@@ -13,11 +13,9 @@ import torch
 from benchmarks.cases import Case, Conditions, Row
 from benchmarks.machine import forget_peak, in_fresh_process, peak_resident_bytes, resident_bytes
 from benchmarks.timing import Clock, Figure, Side, Variant, race
-from benchmarks.training import NUM_UPDATES, Shape, random_context
-from distillery.core.protocols import SequenceModel
+from benchmarks.training import NUM_UPDATES, Shape, our_model, random_context
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.models.linear_transformer import LinearTransformer
-from distillery.tasks.dark_room import DarkRoom
 from distillery.training.supervised import SupervisedLearner
 
 MODELS: dict[str, type] = {"transformer": CausalTransformer, "linear_attention": LinearTransformer}
@@ -44,16 +42,8 @@ class Point:
 def measured_point(name: str, shape: Shape, clock: Clock, num_threads: int) -> Point:
     """One point; to be run in a process of its own."""
     torch.set_num_threads(num_threads)
-    torch.manual_seed(0)
     on_gpu = clock.device != "cpu"
-    model: SequenceModel = MODELS[name](
-        DarkRoom().spec,
-        context_length=shape.num_steps,
-        width=shape.width,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        feedforward_width=4 * shape.width,
-    )
+    model = our_model(shape, MODELS[name])
     learner = SupervisedLearner(model, num_updates=NUM_UPDATES, device=clock.device, bfloat16=on_gpu, fused=on_gpu)
     context = random_context(shape, clock.device)
     forget_peak()

@@ -20,6 +20,7 @@ from benchmarks.cases import Case, Conditions, Row, compare
 from benchmarks.machine import Demand
 from benchmarks.rivals.networks import Network, PlainTraining, TorchEncoder
 from benchmarks.timing import Figure, Side, Variant, Work
+from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.tasks.dark_room import DarkRoom
@@ -86,10 +87,10 @@ def random_context(shape: Shape, device: str) -> Context:
     ).to(device)
 
 
-def our_model(shape: Shape) -> CausalTransformer:
-    """Ours; its attention sees the whole context."""
+def our_model(shape: Shape, build: Callable[..., SequenceModel] = CausalTransformer) -> SequenceModel:
+    """Ours; it sees the whole context."""
     torch.manual_seed(0)
-    return CausalTransformer(
+    return build(
         DarkRoom().spec,
         context_length=shape.num_steps,
         width=shape.width,

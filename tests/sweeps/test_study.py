@@ -11,7 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from distillery.sweeps.space import distributions
-from distillery.sweeps.study import FINISHED, MAX_RETRIES, Session, open_study, recover, shown, spent, work
+from distillery.sweeps.storage import MAX_RETRIES, open_study, shown
+from distillery.sweeps.study import FINISHED, Session, recover, spent, work
 
 sys.path.insert(0, str(Path(__file__).parent))
 from trials import DEFAULT, SPACE, parabola, settings

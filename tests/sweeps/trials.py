@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from distillery.sweeps.study import Attempt, Session, StudySettings
+from distillery.sweeps.storage import StudySettings
+from distillery.sweeps.study import Attempt, Session
 
 SPACE = {
     "x": {"type": "float", "low": -2.0, "high": 2.0},

@@ -27,7 +27,8 @@ from distillery.stages.sweep_trial import TrainTrial, deciding_facts, flatten, s
 from distillery.stages.validate import require_own_histories
 from distillery.sweeps import promotion
 from distillery.sweeps.page import page, remark, score_of, short
-from distillery.sweeps.study import FINISHED, Session, StudySettings, num_errors, shown
+from distillery.sweeps.storage import StudySettings, shown
+from distillery.sweeps.study import FINISHED, Session, num_errors
 
 
 @dataclass(frozen=True)
