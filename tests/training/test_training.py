@@ -272,28 +272,48 @@ def test_shares_of_a_batch_are_the_batch(draw):
         Workers(0, 3).share(context)
 
 
-_TWO_PROCESSES = """
+_PROCESSES = """
 import sys, torch
 from pathlib import Path
 from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.training.distributed import join_workers, leave_workers
 from distillery.training.loop import Schedule, fit
-from tests.training.test_training import fake_score, small_learner, without_dropout
+from tests.training.test_training import EVERY_UPDATE, fake_score, small_learner, without_dropout
+dataset, folder, num_updates, fsdp = sys.argv[1:]
 workers = join_workers("cpu")
-_, packed = open_packed(sys.argv[1], sys.argv[2])
+_, packed = open_packed(dataset, folder + "/packed")
 draw = Contexts(packed, sequence_length=32, batch_size=8).batch
-learner = without_dropout(small_learner(4, workers=workers))
-state = Path(sys.argv[3]).with_name("state.pt")
-progress = fit(
-    learner, draw, Schedule(4, 2), fake_score, state_file=state, fingerprint="two", workers=workers,
-    show_progress=False,
-)
-assert progress.best_score is not None
+learner = without_dropout(small_learner(8, fsdp=bool(int(fsdp)), workers=workers))
+# Other processes may be on machines without the first one's disk.
+state = Path(folder, "state.pt") if workers.rank == 0 else Path(folder, "elsewhere.pt")
+schedule = Schedule(int(num_updates), **EVERY_UPDATE)
+progress = fit(learner, draw, schedule, fake_score, state_file=state, fingerprint="any", workers=workers,
+               show_progress=False)
+assert not Path(folder, "elsewhere.pt").exists()
 if workers.rank == 0:
-    torch.save(learner.model.state_dict(), sys.argv[3])
+    torch.save(progress.best_weights, folder + "/best.pt")
+    torch.save(progress.curves, folder + "/curves.pt")
 leave_workers(workers)
 """
+EVERY_UPDATE = {"validate_every_updates": 2, "log_every_updates": 1}
+
+
+def run_processes(count: int, num_updates: int, dataset, folder, *, fsdp: bool) -> tuple[dict, dict]:
+    """Trains up to an update in new processes; returns the curves and the best weights."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    ended = subprocess.run(
+        [*launcher, str(script), str(dataset), str(folder), str(num_updates), str(int(fsdp))],
+        timeout=120,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return torch.load(folder / "curves.pt"), torch.load(folder / "best.pt")
 
 
 def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
@@ -304,29 +324,44 @@ def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
     return learner
 
 
-def test_two_processes_train_as_one(dataset, tmp_path, draw):
-    script = tmp_path / "two.py"
-    script.write_text(_TWO_PROCESSES)
-    result = tmp_path / "weights.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = subprocess.run(
-        [*launcher, str(script), str(dataset), str(tmp_path / "packed"), str(result)],
-        timeout=120,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "state.pt").exists()
-    alone = without_dropout(small_learner(4))
-    for update in range(4):
-        alone.update(draw(update), update)
-    together = CausalTransformer(SPEC, **SMALL)
-    together.load_state_dict(torch.load(result))
-    untrained = small_learner(4).model.eval()
-    logits = {name: model.eval()(draw(9)) for name, model in (("one", alone.model), ("two", together))}
-    torch.testing.assert_close(logits["two"], logits["one"], rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(logits["one"], untrained(draw(9)), atol=0.05)
+@pytest.fixture
+def alone(draw) -> tuple[dict, dict]:
+    """Curves and best weights of one process."""
+    learner = without_dropout(small_learner(8))
+    progress = fit(learner, draw, Schedule(8, **EVERY_UPDATE), fake_score, show_progress=False)
+    return progress.curves, progress.best_weights
+
+
+def require_same_training(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    """Losses, norms, scores and weights agree but for rounding."""
+    for name, points in expected[0].items():
+        assert [update for update, _ in found[0][name]] == [update for update, _ in points]
+        values = [torch.tensor([value for _, value in curve]) for curve in (found[0][name], points)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    losses = [value for _, value in expected[0]["loss"]]
+    assert losses[-1] < losses[0] - 0.01
+    # Attention does not change with the offset of its keys, whose gradient is what rounding leaves.
+    weights = [{name: w for name, w in state.items() if "in_projection.bias" not in name} for _, state in (found, expected)]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_as_one(dataset, tmp_path, alone, fsdp):
+    require_same_training(run_processes(2, 8, dataset, tmp_path / "two", fsdp=fsdp), alone)
+
+
+@pytest.mark.parametrize("counts", [(1, 2, True), (2, 1, True), (2, 1, False)], ids=str)
+def test_a_training_goes_on_with_another_number_of_processes(dataset, tmp_path, alone, counts):
+    before, after, sharded_first = counts
+    run_processes(before, 4, dataset, tmp_path / "some", fsdp=sharded_first and before > 1)
+    assert len(torch.load(tmp_path / "some" / "curves.pt")["loss"]) == 4
+    found = run_processes(after, 8, dataset, tmp_path / "some", fsdp=after > 1)
+    require_same_training(found, alone)
+
+
+def test_what_cannot_be_spread_is_refused():
+    with pytest.raises(ValueError, match="optimiser=muon"):
+        small_learner(optimiser="muon", fsdp=True)
 
 
 def test_bfloat16_trains_like_float32(draw):

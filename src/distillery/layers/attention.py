@@ -4,8 +4,12 @@ Positions enter in one of three ways: `rotary` turns queries and keys (Su et al.
 `alibi` lowers scores with distance (Press et al., Train Short, Test Long, 2021, arXiv 2108.12409), and `none` leaves
 them to the caller (absolute embeddings). The first two depend on distances alone, so a cache may roll for ever.
 
-Letters: B batch, S tokens, W window in tokens, H heads, K head width, D width.
+Queries may share keys and values in groups (Ainslie et al., GQA, 2023, arXiv 2305.13245), so that a cache is smaller.
+
+Letters: B batch, S tokens, W window in tokens, H heads, G heads of keys and values, K head width, D width.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +18,9 @@ from torch import Tensor, nn
 from distillery.layers.precision import Linear
 
 POSITIONS = ("rotary", "alibi", "none")
-QUERY_BLOCK = 64
+# Queries of a block: of CPUs small, whose kernel computes what a mask then hides; never so many that masks are large.
+QUERY_BLOCK, LARGEST_QUERY_BLOCK = 64, 512
+BLOCKS_OF_A_WINDOW = 16
 
 
 def banded_mask(num_tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
@@ -49,8 +55,8 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def turns(self, positions: Tensor) -> Tensor:
-        """(S, K / 2) angles."""
-        return positions[:, None].to(torch.float32) * self.frequencies
+        """(S, K / 2) float32 angles, less whole turns: after a million steps float32 would have lost a hundredth."""
+        return (positions[:, None].double() * self.frequencies.double()).remainder(math.tau).float()
 
     @staticmethod
     def turn(heads: Tensor, angles: Tensor) -> Tensor:
@@ -72,38 +78,77 @@ def turned_pairs(pairs: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([first * cosines - second * sines, first * sines + second * cosines], -1)
 
 
-def window_attention(queries: Tensor, keys: Tensor, values: Tensor, *, window: int, dropout: float = 0.0) -> Tensor:
-    """What every query reads of its window, in one call: the plain form. All are (B, H, S, K)."""
-    num_tokens = queries.shape[2]
-    mask = banded_mask(num_tokens, window, queries.device) if num_tokens > window else None
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout
-    )
+def window_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    window: int,
+    slopes: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What every query reads of its window, in one call: the plain form.
+
+    Args:
+        queries: (B, H, S, K).
+        keys: (B, G, S, K); G divides H.
+        values: (B, G, S, K).
+        window: W.
+        slopes: (H,), by which scores fall with distance; None is 0.
+        dropout: of the weights.
+
+    Returns:
+        (B, H, S, K).
+    """
+    num_tokens, grouped = queries.shape[2], queries.shape[1] != keys.shape[1]
+    if slopes is None and num_tokens <= window:
+        return F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, dropout_p=dropout, enable_gqa=grouped
+        )
+    tokens = torch.arange(num_tokens, device=queries.device)
+    mask = _mask(tokens[:, None] - tokens, window, slopes, queries.dtype)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
 
 
 def blockwise_window_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, *, window: int, dropout: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    window: int,
+    slopes: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """The same, a block of queries at a time with the keys that any of them may see: the others cost nothing.
+    """`window_attention`, a block of queries at a time with the keys that any of them may see.
 
-    All are (B, H, S, K). For CPUs, whose kernel computes what a mask then hides.
+    The others cost nothing, and no mask has as many rows as there are tokens.
     """
-    num_tokens = queries.shape[2]
+    num_tokens, grouped = queries.shape[2], queries.shape[1] != keys.shape[1]
+    size = min(max(QUERY_BLOCK, window // BLOCKS_OF_A_WINDOW), LARGEST_QUERY_BLOCK)
     tokens = torch.arange(num_tokens, device=queries.device)
     parts = []
-    for begin in range(0, num_tokens, QUERY_BLOCK):
-        end, first = min(begin + QUERY_BLOCK, num_tokens), max(0, begin - window + 1)
+    for begin in range(0, num_tokens, size):
+        end, first = min(begin + size, num_tokens), max(0, begin - window + 1)
         ages = tokens[begin:end, None] - tokens[first:end]
         parts.append(
             F.scaled_dot_product_attention(
                 queries[:, :, begin:end],
                 keys[:, :, first:end],
                 values[:, :, first:end],
-                attn_mask=(ages >= 0) & (ages < window),
+                attn_mask=_mask(ages, window, slopes, queries.dtype),
                 dropout_p=dropout,
+                enable_gqa=grouped,
             )
         )
     return torch.cat(parts, 2)
+
+
+def _mask(ages: Tensor, window: int, slopes: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Of queries and keys that lie (Q, S) tokens apart: what is seen, bool, or with slopes (H, Q, S) added scores."""
+    seen = (ages >= 0) & (ages < window)
+    if slopes is None:
+        return seen
+    return (-slopes[:, None, None] * ages).to(dtype).masked_fill(~seen, float("-inf"))
 
 
 class LayerCache:
@@ -130,6 +175,7 @@ class WindowAttention(nn.Module):
     Args:
         width: D.
         num_heads: H; must divide D.
+        num_key_heads: G, heads of keys and values, each read by H / G heads of queries; None is H.
         window: W, in tokens.
         positions: one of `POSITIONS`.
         dropout: of the attention weights, while training.
@@ -141,6 +187,7 @@ class WindowAttention(nn.Module):
         width: int,
         *,
         num_heads: int,
+        num_key_heads: int | None = None,
         window: int,
         positions: str,
         dropout: float = 0.0,
@@ -153,9 +200,14 @@ class WindowAttention(nn.Module):
             raise ValueError(f"num_heads must divide the width: {width} / {num_heads} is not whole")
         if not 0.0 <= dropout <= 1.0:
             raise ValueError(f"attention dropout must be from 0 to 1, got {dropout}")
-        self.num_heads, self.window, self.dropout = num_heads, window, dropout
-        self.head_width = width // num_heads
-        self.in_projection = Linear(width, 3 * width)
+        self.num_heads = num_heads
+        self.num_key_heads = num_heads if num_key_heads is None else num_key_heads
+        if num_heads % self.num_key_heads:
+            raise ValueError(
+                f"num_key_heads must divide num_heads: {num_heads} / {self.num_key_heads} is not whole"
+            )
+        self.window, self.dropout, self.head_width = window, dropout, width // num_heads
+        self.in_projection = Linear(width, (num_heads + 2 * self.num_key_heads) * self.head_width)
         self.out_projection = Linear(width, width)
         self.rotary = Rotary(self.head_width, fraction=rotary_fraction) if positions == "rotary" else None
         slopes = alibi_slopes(num_heads) if positions == "alibi" else None
@@ -163,14 +215,13 @@ class WindowAttention(nn.Module):
         self.register_buffer("slopes", slopes, persistent=False)
 
     def _heads(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, S, K), of the tokens from position `first` on."""
-        batch_size, num_tokens, _ = x.shape
-        heads = self.in_projection(x).view(batch_size, num_tokens, 3, self.num_heads, self.head_width)
-        both, values = heads[:, :, :2], heads[:, :, 2]
+        """Queries (B, H, S, K), keys and values, each (B, G, S, K), of the tokens from position `first` on."""
+        heads = self.in_projection(x).unflatten(2, (-1, self.head_width))
+        both, values = heads.split([self.num_heads + self.num_key_heads, self.num_key_heads], 2)
         if self.rotary is not None:
-            positions = torch.arange(first, first + num_tokens, device=x.device)
+            positions = torch.arange(first, first + x.shape[1], device=x.device)
             both = self.rotary.turn(both, self.rotary.turns(positions))
-        queries, keys = both.permute(2, 0, 3, 1, 4)
+        queries, keys = both.transpose(1, 2).split([self.num_heads, self.num_key_heads], 1)
         return queries, keys, values.transpose(1, 2)
 
     def _join(self, heads: Tensor) -> Tensor:
@@ -179,19 +230,20 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) to (B, S, D), every token seeing its window."""
         queries, keys, values = self._heads(x)
+        num_tokens = x.shape[1]
+        # Short sequences are fast as they are, and GPUs have a kernel that skips what lies in the future.
+        masked = self.slopes is not None or num_tokens > self.window
+        in_blocks = num_tokens > 2 * QUERY_BLOCK and (masked or x.device.type == "cpu")
+        attend = blockwise_window_attention if in_blocks else window_attention
         dropout = self.dropout if self.training else 0.0
-        if self.slopes is None:
-            in_blocks = x.device.type == "cpu" and x.shape[1] > 2 * QUERY_BLOCK
-            attend = blockwise_window_attention if in_blocks else window_attention
-            return self._join(attend(queries, keys, values, window=self.window, dropout=dropout))
-        steps = torch.arange(x.shape[1], device=x.device)
-        bias = -self.slopes[:, None, None] * (steps[:, None] - steps)  # (H, S, S)
-        bias = bias.to(x.dtype).masked_fill(~banded_mask(x.shape[1], self.window, x.device), float("-inf"))
-        return self._join(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout))
+        return self._join(
+            attend(queries, keys, values, window=self.window, slopes=self.slopes, dropout=dropout)
+        )
 
     def weights(self, x: Tensor, position: int) -> Tensor:
         """(B, H, S) what the token at `position` of (B, S, D) attends to: the softmax that `forward` applies there."""
         queries, keys, _ = self._heads(x)
+        keys = keys.repeat_interleave(self.num_heads // self.num_key_heads, 1)
         scores = (queries[:, :, position, None] @ keys.transpose(-1, -2))[:, :, 0] * self.head_width**-0.5
         ages = position - torch.arange(x.shape[1], device=x.device)
         if self.slopes is not None:
@@ -200,7 +252,7 @@ class WindowAttention(nn.Module):
 
     def new_cache(self, batch_size: int) -> LayerCache:
         """An empty cache for B sequences."""
-        return LayerCache(batch_size, self.num_heads, self.window, self.head_width, self.in_projection.weight)
+        return LayerCache(batch_size, self.num_key_heads, self.window, self.head_width, self.in_projection.weight)
 
     def step(self, x: Tensor, position: int, cache: LayerCache) -> Tensor:
         """The next token alone, (B, 1, D); equals the same token of `forward` over the whole sequence."""
@@ -210,5 +262,8 @@ class WindowAttention(nn.Module):
         if self.slopes is not None:
             slots = torch.arange(keys.shape[2], device=x.device)
             ages = (position - slots) % self.window
-            bias = (-self.slopes[:, None, None] * ages).to(x.dtype)  # (H, 1, filled)
-        return self._join(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias))
+            bias = (-self.slopes[:, None] * ages).to(x.dtype).unflatten(0, (self.num_key_heads, -1))  # (G, H / G, filled)
+        # The heads of a group as so many queries of one head: its keys and values are read once.
+        grouped = queries[:, :, 0].unflatten(1, (self.num_key_heads, -1))  # (B, G, H / G, K)
+        read = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias)
+        return self._join(read.flatten(1, 2)[:, :, None])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _products_in_bfloat16 = False
 
@@ -22,7 +23,7 @@ def bfloat16_products(device_type: str, *, enabled: bool) -> Iterator[None]:
 
     Args:
         device_type: `cpu`, `cuda`, ...; all but CPUs use `torch.autocast`.
-        enabled: False changes nothing.
+        enabled: whether they do; False within True switches it off again.
     """
     global _products_in_bfloat16
     if device_type != "cpu":
@@ -34,6 +35,11 @@ def bfloat16_products(device_type: str, *, enabled: bool) -> Iterator[None]:
         yield
     finally:
         _products_in_bfloat16 = before
+
+
+def same_products() -> contextlib.AbstractContextManager[None]:
+    """A context in which maps on a CPU multiply as they do now, for what is computed again later."""
+    return bfloat16_products("cpu", enabled=_products_in_bfloat16)
 
 
 class Linear(nn.Linear):
@@ -48,19 +54,22 @@ class Linear(nn.Linear):
 
 
 class _BFloat16Product(torch.autograd.Function):
-    """x W^T + b; three products, each with its factors rounded to bfloat16 and its sums in float32."""
+    """x W^T + b; of three products the factors and the results are rounded to bfloat16, sums within are float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rounded, rounded_weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(rounded, rounded_weight)
-        return F.linear(rounded, rounded_weight, bias.bfloat16()).float()
+        return F.linear(rounded, rounded_weight, None if bias is None else bias.bfloat16()).float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        (gradient,) = gradients
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        of_x, of_weight, of_bias = ctx.needs_input_grad
         x, weight = ctx.saved_tensors
         rounded = gradient.bfloat16()
-        of_x = (rounded @ weight).float() if ctx.needs_input_grad[0] else None
-        of_weight = (rounded.flatten(0, -2).T @ x.flatten(0, -2)).float()
-        return of_x, of_weight, gradient.flatten(0, -2).sum(0)
+        return (
+            (rounded @ weight).float() if of_x else None,
+            (rounded.flatten(0, -2).T @ x.flatten(0, -2)).float() if of_weight else None,
+            gradient.flatten(0, -2).sum(0) if of_bias else None,
+        )

@@ -32,6 +32,8 @@ from distillery.training.loop import Progress, Schedule, fit
 
 logger = logging.getLogger(__name__)
 
+# Of the runtime, what changes nothing but rounding, so that a training goes on with as many processes as there are.
+_HOW_IT_IS_SPREAD = ("progress", "fsdp", "activation_checkpointing")
 # What a training's result depends on beside its configuration and data.
 _CODE = ("core", "evaluation", "histories", "layers", "models", "tasks", "training")
 
@@ -41,7 +43,7 @@ def fingerprint(config: DictConfig, content_hash: str | None) -> str:
     digest = hashlib.sha256()
     settings: dict[str, Any] = {key: plain(config[key]) for key in ("tasks", "models", "training")}
     settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
-    settings["runtime"] = {key: value for key, value in plain(config.runtime).items() if key != "progress"}
+    settings["runtime"] = {key: value for key, value in plain(config.runtime).items() if key not in _HOW_IT_IS_SPREAD}
     settings |= {"agent": plain(agent_settings(config)), "torch": str(torch.__version__)}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     package = Path(distillery.__file__).parent
@@ -113,6 +115,8 @@ def train_model(
         bfloat16=runtime.bfloat16,
         compile=runtime.compile,
         fused=runtime.fused,
+        activation_checkpointing=runtime.activation_checkpointing,
+        fsdp=runtime.fsdp,
         **plays,
     )
     identity = fingerprint(config, content_hash)
@@ -129,6 +133,7 @@ def train_model(
         workers=workers,
     )
     assert progress.best_weights is not None  # the last update is always validated
+    model = learner.whole_model()
     model.load_state_dict(progress.best_weights)
     return model, progress, content_hash
 

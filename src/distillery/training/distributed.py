@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from distillery.core.records import Context
 
@@ -48,14 +48,19 @@ class Workers:
         part = slice(self.rank, None, self.count)
         return context.apply(lambda values: values[part])
 
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of what the processes hold."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value = value / self.count
+        return value
+
     def average_gradients(self, model: nn.Module) -> None:
         """Averages gradients over the processes, all in one message."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.count
+        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(averaged.view_as(gradient))
 

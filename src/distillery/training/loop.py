@@ -25,15 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
-    """Updates a model; `distillery.training.supervised` has the first."""
+    """Updates a model; `distillery.training.supervised` has the first. Processes that train together call alike."""
 
-    model: SequenceModel
+    def update(self, batch: Any, update: int, /) -> dict[str, Tensor]:
+        """One update; returns what is reported of it."""
 
-    def update(self, batch: Any, update: int, /) -> dict[str, Tensor]: ...
+    def whole_model(self) -> SequenceModel:
+        """The model as it is now, which acts without the other processes."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and all else that an exact resume needs, whole."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def fit(
     """Trains, and leaves the best weights in `Progress.best_weights`.
 
     Args:
-        learner: holds the model.
+        learner: updates the model.
         draw: the batch of a given update, counted from 0: contexts, or whatever else the learner learns from.
         schedule: how long, and when to validate.
         validate: scores the model in context; the entry ``score`` is what selects.
@@ -120,7 +124,7 @@ def fit(
     """
     workers = workers or Workers()
     first = workers.rank == 0
-    progress = _resume(learner, state_file, fingerprint)
+    progress = _resume(learner, state_file, fingerprint, workers)
     bar = tqdm(
         total=schedule.num_updates,
         initial=progress.update,
@@ -143,22 +147,25 @@ def fit(
                     on_metrics(values, progress.update)
                 bar.set_postfix(_postfix(progress), refresh=False)
             if schedule.validates_after(progress.update):
-                scores = workers.from_first(validate(learner.model) if first else None)
-                _note_scores(learner, scores, progress)
+                model = learner.whole_model()
+                scores = workers.from_first(validate(model) if first else None)
+                _note_scores(model, scores, progress)
                 if first:
                     on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
                 bar.set_postfix(_postfix(progress))
-                if state_file is not None and first:
-                    _save(learner, progress, state_file, fingerprint)
+                if state_file is not None:
+                    state = learner.state_dict()
+                    if first:
+                        _save(state, progress, state_file, fingerprint)
     return progress
 
 
-def _note_scores(learner: Learner, scores: dict[str, float], progress: Progress) -> None:
+def _note_scores(model: SequenceModel, scores: dict[str, float], progress: Progress) -> None:
     for name, value in scores.items():
         progress.record(f"validation_{name}", value)
     if progress.best_score is None or scores["score"] > progress.best_score:
         progress.best_score, progress.best_update = scores["score"], progress.update
-        progress.best_weights = copy.deepcopy(learner.model.state_dict())
+        progress.best_weights = copy.deepcopy(model.state_dict())
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1
@@ -183,14 +190,13 @@ def _require_finite(values: dict[str, float], update: int) -> None:
             )
 
 
-def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: str) -> None:
+def _save(learner_state: dict[str, Any], progress: Progress, state_file: Path, fingerprint: str) -> None:
     state = {
         "fingerprint": fingerprint,
         "progress": dict(vars(progress)),
-        "model": learner.model.state_dict(),
-        "learner": learner.state_dict(),
+        "learner": learner_state,
         "cpu_random_state": torch.get_rng_state(),
-        "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
     try:
         save_training_state(state_file, state)
@@ -198,18 +204,24 @@ def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: s
         logger.warning("the training state was not saved: %s", error)
 
 
-def _resume(learner: Learner, state_file: Path | None, fingerprint: str) -> Progress:
-    state = load_training_state(state_file) if state_file is not None else None
+def _resume(learner: Learner, state_file: Path | None, fingerprint: str, workers: Workers) -> Progress:
+    """What the first process finds, who alone keeps states, whatever other disks hold."""
+    state = _kept_state(state_file, fingerprint) if workers.rank == 0 and state_file is not None else None
+    state = workers.from_first(state)
     if state is None:
         return Progress()
-    if state["fingerprint"] != fingerprint:
-        logger.warning("%s was left by another configuration and is not resumed", state_file)
-        return Progress()
-    learner.model.load_state_dict(state["model"])
     learner.load_state_dict(state["learner"])
     torch.set_rng_state(state["cpu_random_state"])
-    if state["cuda_random_states"]:
-        torch.cuda.set_rng_state_all(state["cuda_random_states"])
+    if state["cuda_random_state"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_random_state"])
     progress = Progress(**state["progress"])
     logger.info("resuming after update %d from %s", progress.update, state_file)
     return progress
+
+
+def _kept_state(state_file: Path, fingerprint: str) -> dict[str, Any] | None:
+    state = load_training_state(state_file)
+    if state is None or state["fingerprint"] == fingerprint:
+        return state
+    logger.warning("%s was left by another configuration and is not resumed", state_file)
+    return None
