@@ -15,6 +15,8 @@ SHAPES = [
     {"positions": "alibi"},
     {"positions": "alibi", "tokens_per_step": 3, "norm": "post"},
     {"positions": "rotary", "observation_embedding": "joint", "norm": "post"},
+    {"positions": "rotary", "num_key_heads": 2},
+    {"positions": "alibi", "num_key_heads": 1},
 ]
 
 

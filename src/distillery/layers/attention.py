@@ -21,6 +21,8 @@ POSITIONS = ("rotary", "alibi", "none")
 # Queries of a block: of CPUs small, whose kernel computes what a mask then hides; never so many that masks are large.
 QUERY_BLOCK, LARGEST_QUERY_BLOCK = 64, 512
 BLOCKS_OF_A_WINDOW = 16
+# From here on the kernel of CPUs skips most of what lies in the future by itself.
+LONGEST_IN_BLOCKS = 1024
 
 
 def banded_mask(num_tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
@@ -127,15 +129,18 @@ def blockwise_window_attention(
     size = min(max(QUERY_BLOCK, window // BLOCKS_OF_A_WINDOW), LARGEST_QUERY_BLOCK)
     tokens = torch.arange(num_tokens, device=queries.device)
     parts = []
+    mask = None
     for begin in range(0, num_tokens, size):
         end, first = min(begin + size, num_tokens), max(0, begin - window + 1)
-        ages = tokens[begin:end, None] - tokens[first:end]
+        shape = (end - begin, end - first)
+        if mask is None or mask.shape[-2:] != shape:  # blocks that see whole windows share theirs
+            mask = _mask(tokens[begin:end, None] - tokens[first:end], window, slopes, queries.dtype)
         parts.append(
             F.scaled_dot_product_attention(
                 queries[:, :, begin:end],
                 keys[:, :, first:end],
                 values[:, :, first:end],
-                attn_mask=_mask(ages, window, slopes, queries.dtype),
+                attn_mask=mask,
                 dropout_p=dropout,
                 enable_gqa=grouped,
             )
@@ -144,11 +149,9 @@ def blockwise_window_attention(
 
 
 def _mask(ages: Tensor, window: int, slopes: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Of queries and keys that lie (Q, S) tokens apart: what is seen, bool, or with slopes (H, Q, S) added scores."""
-    seen = (ages >= 0) & (ages < window)
-    if slopes is None:
-        return seen
-    return (-slopes[:, None, None] * ages).to(dtype).masked_fill(~seen, float("-inf"))
+    """What is added to the scores of queries and keys that lie (Q, S) tokens apart: (Q, S), with slopes (H, Q, S)."""
+    bias = ages.new_zeros((), dtype=dtype) if slopes is None else (-slopes[:, None, None] * ages).to(dtype)
+    return torch.where((ages >= 0) & (ages < window), bias, float("-inf"))
 
 
 class LayerCache:
@@ -231,9 +234,10 @@ class WindowAttention(nn.Module):
         """(B, S, D) to (B, S, D), every token seeing its window."""
         queries, keys, values = self._heads(x)
         num_tokens = x.shape[1]
-        # Short sequences are fast as they are, and GPUs have a kernel that skips what lies in the future.
+        # Short sequences are fast as they are, and kernels skip what lies in the future: of GPUs all of it.
         masked = self.slopes is not None or num_tokens > self.window
-        in_blocks = num_tokens > 2 * QUERY_BLOCK and (masked or x.device.type == "cpu")
+        short = x.device.type == "cpu" and num_tokens <= LONGEST_IN_BLOCKS
+        in_blocks = num_tokens > 2 * QUERY_BLOCK and (masked or short)
         attend = blockwise_window_attention if in_blocks else window_attention
         dropout = self.dropout if self.training else 0.0
         return self._join(
