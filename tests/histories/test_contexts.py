@@ -72,10 +72,25 @@ def numbered(
     )
 
 
-@pytest.mark.parametrize(("start", "expected"), [("beginning", "05c7f00ccf5e6df5"), ("random", "4c60a49d10748a9f")])
+@pytest.mark.parametrize(("start", "expected"), [("beginning", "e4697215da8c02ca"), ("random", "1afbefa4189b15c1")])
 def test_a_seed_draws_what_it_always_drew(start, expected):
     contexts = Contexts(numbered([[4, 4, 4]] * 6), sequence_length=5, batch_size=7, start=start, seed=11)
-    assert digest(contexts.batch(2, rank=1)) == expected
+    assert digest(contexts.batch(2)) == expected
+
+
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [3]], ids=["whole", "padded"])
+def test_the_parts_of_several_processes_are_the_batch(lengths):
+    contexts = Contexts(
+        numbered([[4, 4, 4]] * 6 + [lengths]), sequence_length=5, batch_size=12, start="random", seed=11
+    )
+    whole = contexts.batch(2)
+    parts = [contexts.batch(2, rank=rank, count=3) for rank in range(3)]
+    for name in ("observations", "actions", "rewards", "weights"):
+        every, of_parts = getattr(whole, name), [getattr(part, name) for part in parts]
+        if every is None:
+            assert of_parts == [None] * 3
+        else:
+            assert torch.equal(torch.stack(of_parts, 1).flatten(0, 1), every)
 
 
 # Shorter histories

@@ -173,25 +173,6 @@ def test_an_update_follows_targets_and_weights(draw):
     assert any(not torch.equal(one[name], tensor) for name, tensor in plain.model.state_dict().items())
 
 
-def test_shares_of_unequal_weight_are_the_batch(draw):
-    """Gradients averaged over two processes are those of the whole batch."""
-    context = draw(0)
-    weights = torch.zeros(context.rewards.shape)
-    weights[0], weights[1, :3] = 1, 1  # one process has far more to learn from than the other
-    whole = Context(context.observations, context.actions, context.rewards, weights=weights)
-    learner = small_learner()
-    learner.model.eval()
-    learner.loss(whole).backward()
-    expected = [parameter.grad.clone() for parameter in learner.model.parameters()]
-    sums = [torch.zeros_like(gradient) for gradient in expected]
-    for rank in range(2):
-        learner.model.zero_grad()
-        learner.loss(Workers(rank, 2).share(whole), total_weight=weights.sum() / 2).backward()
-        sums = [one + parameter.grad / 2 for one, parameter in zip(sums, learner.model.parameters(), strict=True)]
-    for one, other in zip(sums, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
 SPACES = {
     "several": TaskSpec({"speed": Box((3,), -1.0, 1.0)}, Discrete((3, 4)), 8),
     "continuous": TaskSpec({"view": Box((4, 6, 3), 0, 255, "uint8")}, Box((2,), -1.0, 1.0), 8),
@@ -260,16 +241,10 @@ def test_divergence_is_told(draw):
         fit(learner, draw, Schedule(30, 10, log_every_updates=1), fake_score, show_progress=False)
 
 
-def test_shares_of_a_batch_are_the_batch(draw):
-    context = draw(0)
-    shares = [Workers(rank, 2).share(context).actions for rank in range(2)]
-    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), context.actions)
-    asked = Context(context.observations, context.actions, context.rewards, context.actions + 1, context.rewards + 1)
-    share = Workers(1, 2).share(asked)
-    assert torch.equal(share.targets, context.actions[1::2] + 1)
-    assert torch.equal(share.weights, context.rewards[1::2] + 1)
+def test_a_batch_that_processes_cannot_divide_is_refused():
+    Workers(1, 4).check_batch_size(8)
     with pytest.raises(ValueError, match="batch_size=8 cannot be divided over 3"):
-        Workers(0, 3).share(context)
+        Workers(0, 3).check_batch_size(8)
 
 
 _PROCESSES = """
@@ -283,7 +258,8 @@ from tests.training.test_training import EVERY_UPDATE, fake_score, small_learner
 dataset, folder, num_updates, fsdp = sys.argv[1:]
 workers = join_workers("cpu")
 _, packed = open_packed(dataset, folder + "/packed")
-draw = Contexts(packed, sequence_length=32, batch_size=8).batch
+contexts = Contexts(packed, sequence_length=32, batch_size=8)
+draw = lambda update: unevenly(contexts.batch(update), workers)
 learner = without_dropout(small_learner(8, fsdp=bool(int(fsdp)), workers=workers))
 # Other processes may be on machines without the first one's disk.
 state = Path(folder, "state.pt") if workers.rank == 0 else Path(folder, "elsewhere.pt")
@@ -297,6 +273,14 @@ if workers.rank == 0:
 leave_workers(workers)
 """
 EVERY_UPDATE = {"validate_every_updates": 2, "log_every_updates": 1}
+
+
+def unevenly(context: Context, workers: Workers) -> Context:
+    """A process's part of a batch in which one process has far more to learn from than the other."""
+    weights = torch.ones(context.rewards.shape)
+    weights[1::2, 3:] = 0
+    weighted = Context(context.observations, context.actions, context.rewards, weights=weights)
+    return weighted.apply(lambda values: values[workers.rank :: workers.count])
 
 
 def run_processes(count: int, num_updates: int, dataset, folder, *, fsdp: bool) -> tuple[dict, dict]:
@@ -328,7 +312,8 @@ def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
 def alone(draw) -> tuple[dict, dict]:
     """Curves and best weights of one process."""
     learner = without_dropout(small_learner(8))
-    progress = fit(learner, draw, Schedule(8, **EVERY_UPDATE), fake_score, show_progress=False)
+    schedule = Schedule(8, **EVERY_UPDATE)
+    progress = fit(learner, lambda u: unevenly(draw(u), Workers()), schedule, fake_score, show_progress=False)
     return progress.curves, progress.best_weights
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,13 @@ def train_model(
         workers: the processes that train together.
     """
     check_window(config)
+    runtime, workers = config.runtime, workers or Workers()
+    workers.check_batch_size(config.histories.contexts.batch_size)
     agent = agent_settings(config)
     tasks: TaskDistribution = build(config.tasks)
     contexts, content_hash = (None, None) if agent.histories is None else history_contexts(config, tasks)
     torch.manual_seed(stream_seed(config.seed, "model"))
     model: SequenceModel = build(config.models, spec=tasks.spec)
-    runtime, workers = config.runtime, workers or Workers()
     device = workers.device(runtime.device)
     schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
     # A learner without histories makes its own experience on training tasks.
@@ -122,7 +124,7 @@ def train_model(
     identity = fingerprint(config, content_hash)
     progress = fit(
         learner,
-        learner.play if contexts is None else contexts.batch,
+        learner.play if contexts is None else partial(contexts.batch, rank=workers.rank, count=workers.count),
         schedule,
         validation(config, tasks, device),
         state_file=None if states is None else states / f"{identity[:16]}.pt",

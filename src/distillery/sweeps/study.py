@@ -6,7 +6,7 @@ process that names the same study and storage joins it.
 Dead workers. A journal has no heartbeat, so every process holds a shared lock on a file beside it, which the kernel
 gives back however the process ends. Who finds himself alone knows that every running trial has been abandoned: it is
 marked failed and queued again. With a URL, Optuna's heartbeat does the same once a trial's worker has been silent for
-`storage.GRACE_SECONDS`.
+`StudySettings.grace_seconds`.
 
 Trial functions are expected to be deterministic: a suggestion that was tried before gets the earlier answer.
 """
@@ -297,9 +297,10 @@ class Session:
             if not any(codes):
                 return
             logger.warning("a worker was killed (exit codes %s)", ", ".join(map(str, codes)))
-            if self._presence is None or not self._presence.alone():
-                return
-            self._recover(alone=True)
+            if self._presence is not None:
+                if not self._presence.alone():
+                    return
+                self._recover(alone=True)
 
     def _run_workers(self, function: TrialFunction, on_finished: OnFinished | None, num_workers: int) -> list[int]:
         # Spawned, since a fork would copy torch's and the storage's threads and locks.

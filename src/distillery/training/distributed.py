@@ -1,7 +1,7 @@
 """Several processes train one model, as `torchrun` starts them: each takes its share of every batch.
 
-Every process draws the same batch and keeps its part, and gradients are averaged, so that the result does not depend
-on the number of processes beyond rounding.
+The processes draw one batch together, each its part, and gradients are averaged, so that the result does not depend on
+the number of processes beyond rounding.
 """
 
 import os
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from distillery.core.records import Context
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,17 @@ class Workers:
         """The device of this process: of several GPUs, its own."""
         return f"cuda:{self.local_rank}" if device == "cuda" and self.count > 1 else device
 
-    def share(self, context: Context) -> Context:
-        """This process's part of a batch.
+    def check_batch_size(self, size: int) -> None:
+        """Refuses batches that cannot be divided evenly.
 
         Raises:
-            ValueError: the batch cannot be divided evenly.
+            ValueError: naming the size.
         """
-        size = len(context.actions)
         if size % self.count:
             raise ValueError(
                 f"histories.contexts.batch_size={size} cannot be divided over {self.count} processes; choose a "
                 f"multiple of {self.count}"
             )
-        part = slice(self.rank, None, self.count)
-        return context.apply(lambda values: values[part])
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of what the processes hold."""

@@ -168,14 +168,19 @@ class SupervisedLearner:
         return (losses * context.weights).sum() / total.clamp(min=SMALLEST_WEIGHT)
 
     def update(self, context: Context, update: int) -> dict[str, Tensor]:
-        """One optimisation step; returns the whole batch's loss and its gradient's norm before clipping, on the device."""
+        """One optimisation step on this process's part of a batch.
+
+        Returns:
+            The whole batch's loss and its gradient's norm before clipping, still on the device.
+        """
         self.model.train()
         for optimiser, peak_rate in zip(self._optimisers, self._peak_rates, strict=True):
             optimiser.zero_grad(set_to_none=True)
             optimiser.param_groups[0]["lr"] = peak_rate * self.rate_fraction(update)
-        # Of the whole batch, so that the mean of the processes' gradients is its own, however weights are spread.
-        total = None if context.weights is None else (context.weights.sum() / self._workers.count).to(self.device)
-        loss = self.loss(self._workers.share(context).to(self.device), total_weight=total)
+        context = context.to(self.device)
+        # Of all processes, so that the mean of their gradients is the whole batch's, however weights are spread.
+        total = None if context.weights is None else self._workers.average(context.weights.sum())
+        loss = self.loss(context, total_weight=total)
         loss.backward()
         if not self._sharded:  # sharded models average theirs as they spread them
             self._workers.average_gradients(self.model)
