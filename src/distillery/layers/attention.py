@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.layers.precision import Linear
+from distillery.layers.kept_attention import kept_attention
+from distillery.layers.precision import Linear, products_in_bfloat16
 
 POSITIONS = ("rotary", "alibi", "none")
 # Queries of a block: of CPUs small, whose kernel computes what a mask then hides; never so many that masks are large.
@@ -234,12 +235,15 @@ class WindowAttention(nn.Module):
         """(B, S, D) to (B, S, D), every token seeing its window."""
         queries, keys, values = self._heads(x)
         num_tokens = x.shape[1]
+        dropout = self.dropout if self.training else 0.0
         # Short sequences are fast as they are, and kernels skip what lies in the future: of GPUs all of it.
         masked = self.slopes is not None or num_tokens > self.window
         short = x.device.type == "cpu" and num_tokens <= LONGEST_IN_BLOCKS
+        if short and not masked and not dropout and products_in_bfloat16() and torch.is_grad_enabled():
+            every = (x.repeat_interleave(self.num_heads // self.num_key_heads, 1) for x in (keys, values))
+            return self._join(kept_attention(queries, *every))
         in_blocks = num_tokens > 2 * QUERY_BLOCK and (masked or short)
         attend = blockwise_window_attention if in_blocks else window_attention
-        dropout = self.dropout if self.training else 0.0
         return self._join(
             attend(queries, keys, values, window=self.window, slopes=self.slopes, dropout=dropout)
         )

@@ -37,19 +37,32 @@ def bfloat16_products(device_type: str, *, enabled: bool) -> Iterator[None]:
         _products_in_bfloat16 = before
 
 
+def products_in_bfloat16() -> bool:
+    """Whether maps on a CPU multiply in bfloat16 now."""
+    return _products_in_bfloat16
+
+
 def same_products() -> contextlib.AbstractContextManager[None]:
     """A context in which maps on a CPU multiply as they do now, for what is computed again later."""
     return bfloat16_products("cpu", enabled=_products_in_bfloat16)
 
 
 class Linear(nn.Linear):
-    """A linear map whose product is taken in bfloat16 within `bfloat16_products`; in and out it stays in float32."""
+    """A linear map whose product is taken in bfloat16 within `bfloat16_products`; what goes in may be of either type.
+
+    Args:
+        rounded: what comes out then stays in bfloat16, for something that would round it anyway.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rounded: bool = False) -> None:
+        super().__init__(in_features, out_features)
+        self.rounded = rounded
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
         if _products_in_bfloat16:
             product: Tensor = _BFloat16Product.apply(x, self.weight, self.bias)
-            return product
+            return product if self.rounded else product.float()
         return super().forward(x)
 
 
@@ -57,19 +70,19 @@ class _BFloat16Product(torch.autograd.Function):
     """x W^T + b; of three products the factors and the results are rounded to bfloat16, sums within are float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rounded, rounded_weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(rounded, rounded_weight)
-        return F.linear(rounded, rounded_weight, None if bias is None else bias.bfloat16()).float()
+        ctx.type = x.dtype
+        return F.linear(rounded, rounded_weight, bias.bfloat16())
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         of_x, of_weight, of_bias = ctx.needs_input_grad
         x, weight = ctx.saved_tensors
-        rounded = gradient.bfloat16()
         return (
-            (rounded @ weight).float() if of_x else None,
-            (rounded.flatten(0, -2).T @ x.flatten(0, -2)).float() if of_weight else None,
-            gradient.flatten(0, -2).sum(0) if of_bias else None,
+            (gradient @ weight).to(ctx.type) if of_x else None,
+            (gradient.flatten(0, -2).T @ x.flatten(0, -2)).float() if of_weight else None,
+            gradient.flatten(0, -2).sum(0, dtype=torch.float32) if of_bias else None,
         )
