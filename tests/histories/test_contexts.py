@@ -11,6 +11,7 @@ import torch
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.histories.contexts import Contexts, check_context_settings
+from distillery.histories import kept
 from distillery.histories.kept import KeptSteps, best_of_each_task, cumulative_weights, improvements, kept_episodes
 from distillery.histories.packed import PackedHistories, step_dtype
 from distillery.histories.reader import open_packed
@@ -171,7 +172,9 @@ def test_the_shuffled_order_is_seeded_and_keeps_the_kept():
 # Improvement
 
 
-def test_improvement_is_the_last_third_minus_the_first():
+@pytest.mark.parametrize("steps_at_once", [1, 13, 1000])
+def test_improvement_is_the_last_third_minus_the_first(monkeypatch, steps_at_once):
+    monkeypatch.setattr(kept, "STEPS_AT_ONCE", steps_at_once)
     histories = numbered(
         [[2] * 6, [2] * 3, [2] * 2, [6], [1]],
         rewards=[[0, 1, 5, 5, 2, 3], [1, 9, 0.5], [1, 2], [1], [7]],

@@ -133,7 +133,7 @@ def play_by_ray(config: DictConfig, shards: list[Shard], on_episode: OnEpisode) 
         import ray
     except ImportError as error:
         raise ValueError(
-            "runtime.collection=ray needs Ray; install it with pip install 'distillery[cluster]', or choose in_process"
+            "runtime.collection=ray needs Ray; install it with pip install -e '.[cluster]', or choose in_process"
         ) from error
     on_gpu = str(config.runtime.device).startswith("cuda")
     joined = not ray.is_initialized()
