@@ -10,8 +10,8 @@ import torch
 
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
-from distillery.histories.contexts import Contexts, check_context_settings
 from distillery.histories import kept
+from distillery.histories.contexts import Contexts, check_context_settings
 from distillery.histories.kept import KeptSteps, best_of_each_task, cumulative_weights, improvements, kept_episodes
 from distillery.histories.packed import PackedHistories, step_dtype
 from distillery.histories.reader import open_packed

@@ -40,7 +40,10 @@ def kept_bytes(model: nn.Module, context: Context, *, enabled: bool) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), activation_checkpointing(enabled=enabled):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        activation_checkpointing(enabled=enabled),
+    ):
         loss = model(context).square().mean()
     del loss
     return sum(kept.values())

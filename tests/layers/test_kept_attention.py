@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillery.layers.attention import WindowAttention, window_attention
-from distillery.layers.kept_attention import QUERIES_OF_A_BLOCK, kept_attention
+from distillery.layers.kept_attention import QUERIES_OF_A_BLOCK, can_keep, kept_attention
 from distillery.layers.precision import bfloat16_products
 
 LENGTHS = [1, 7, QUERIES_OF_A_BLOCK, QUERIES_OF_A_BLOCK + 1, 4 * QUERIES_OF_A_BLOCK - 3]
@@ -25,6 +25,24 @@ def test_it_reads_and_learns_what_plain_attention_does(num_tokens):
     later[:, :, :, num_tokens // 2 + 1 :] += 5
     before, after = (kept_attention(*x)[:, :, : num_tokens // 2 + 1] for x in (heads, later))
     assert torch.equal(before, after)
+
+
+def test_what_all_tokens_have_in_common_drowns_nothing():
+    """Keys and values of 30 and little more: the little decides, and bfloat16 rounds to eighths there."""
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(3, 2, 2, 50, 8)
+    heads = [queries, 30 + 0.5 * keys, 30 + 0.1 * values]
+    heads = [x.requires_grad_() for x in heads]
+    towards = torch.randn(2, 2, 50, 8)
+    found = torch.autograd.grad((kept_attention(*heads) * towards).sum(), heads)
+    exact = torch.autograd.grad((window_attention(*[x.double() for x in heads], window=50) * towards).sum(), heads)
+    for one, other in zip(found, exact, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_so_many_that_they_cannot_be_kept_are_computed_again():
+    assert can_keep(torch.empty(8, 4, 400, 16, device="meta"))
+    assert not can_keep(torch.empty(512, 8, 1024, 16, device="meta"))
 
 
 def test_gradients_of_one_token_are_exact_by_hand():

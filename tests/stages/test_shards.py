@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from distillery.stages.collect import collect
@@ -56,17 +57,17 @@ def test_an_engine_that_there_is_not_is_named(tmp_path):
         collected(tmp_path, "runtime.collection=spark")
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    """A real Ray of this machine, with two workers."""
+@pytest.fixture
+def real_ray(monkeypatch):
+    """Ray makes a cluster of this machine, with a worker for each processor."""
     ray = pytest.importorskip("ray")
-    cluster = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield ray
+    assert not ray.is_initialized()  # what was begun was ended
 
 
 @pytest.mark.slow
-def test_a_mistake_in_a_worker_is_told_as_it_is_here(ray_cluster, tmp_path):
+def test_a_mistake_in_a_worker_is_told_as_it_is_here(real_ray, tmp_path):
     overrides = ["dataset=shards", "tasks=watermaze_small", "tasks.num_train=4", "sources=q_learning"]
     overrides += ["histories.collection.runs_per_task=1", "runtime.progress=false", "runtime.collection=ray"]
     with (
@@ -92,7 +93,28 @@ def kill_a_player(killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_loses_nothing_and_nothing_is_written_twice(ray_cluster, tmp_path):
+def test_workers_of_a_running_cluster_play_if_they_have_the_same_code(real_ray, tmp_path, monkeypatch):
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(head_node_args={"num_cpus": 2})
+    try:
+        found = collected(tmp_path, "runtime.collection=ray", f"runtime.ray_address={cluster.address}")
+        assert found == collected(tmp_path)
+        monkeypatch.setattr("distillery.stages.shards.code_hash", lambda *wings: "other")
+        with pytest.raises(ValueError, match="has another version of distillery"):
+            collected(tmp_path, "runtime.collection=ray", f"runtime.ray_address={cluster.address}")
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_gpus_that_a_cluster_lacks_are_told(real_ray, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="runtime.device=cuda needs a GPU"):
+        collected(tmp_path, "runtime.collection=ray", "runtime.device=cuda")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_and_nothing_is_written_twice(real_ray, tmp_path):
     longer = ["sources.num_episodes=1500", "histories.collection.learners_per_shard=100"]
     (tmp_path / "expected").mkdir()
     expected = collected(tmp_path / "expected", *longer)

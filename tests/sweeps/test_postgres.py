@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from distillery.sweeps.study import FINISHED, Session
 sys.path.insert(0, str(Path(__file__).parent))
 from trials import DEFAULT, QUICK_HEARTBEAT, parabola, settings
 
+GRACE = timedelta(seconds=QUICK_HEARTBEAT["grace_seconds"])
 PROGRAMS = ("initdb", "postgres")
 PROGRAM = str(Path(__file__).with_name("trials.py"))
 
@@ -100,7 +102,6 @@ def test_workers_share_one_budget(tmp_path, server):
     assert 10 <= len(finished) <= 12
     assert len({trial.user_attrs["worker"] for trial in trials}) >= 2
     assert sum(trial.params == DEFAULT for trial in trials) == 1
-    assert [trial.number for trial in trials] == list(range(len(trials)))
 
 
 def test_the_trial_of_a_dead_worker_is_tried_again_by_another(tmp_path, server):
@@ -122,12 +123,48 @@ def test_the_trial_of_a_dead_worker_is_tried_again_by_another(tmp_path, server):
     assert sum(trial.state in FINISHED for trial in trials) == 12
 
 
+def test_a_killed_worker_of_a_session_is_replaced_and_its_trial_kept(tmp_path, server):
+    study = config(tmp_path, server, "killed", num_trials=6)
+    with Session(study, DEFAULT, {}) as session:
+        session.run(killing, num_workers=2)
+        trials = session.study.get_trials()
+    (killed,) = [trial for trial in trials if trial.state == TrialState.FAIL]
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    assert 6 <= len(finished) <= 7
+    assert killed.params in [trial.params for trial in finished]
+
+
+def killing(attempt) -> float:
+    """Takes its worker down, once."""
+    if attempt.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return parabola(attempt)
+
+
+def test_a_trial_that_ends_all_its_workers_ends_the_sweep(tmp_path, server):
+    study = config(tmp_path, server, "deadly", max_failed_trials=1)
+    with Session(study, DEFAULT, {}) as session:
+        session.run(deadly, num_workers=2)
+        trials = session.study.get_trials()
+    assert {trial.state for trial in trials} <= {TrialState.FAIL, TrialState.WAITING}
+
+
+def deadly(attempt) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return parabola(attempt)
+
+
 def test_a_worker_that_is_alive_keeps_its_trial(tmp_path, server):
-    study = config(tmp_path, server, "alive", num_trials=2)
+    """The other begins a trial every half second, and looks for dead ones each time."""
+    study = config(tmp_path, server, "alive", num_trials=12)
     with Session(study, DEFAULT, {}) as session:
         session.run(longer_than_the_grace, num_workers=2)
         trials = session.study.get_trials()
     assert not [trial for trial in trials if trial.state == TrialState.FAIL]
+    started_late = [t for t in trials[1:] if t.datetime_start > trials[0].datetime_start + GRACE]
+    assert started_late
+    assert started_late[0].datetime_start < trials[0].datetime_complete
 
 
 def longer_than_the_grace(attempt) -> float:

@@ -136,7 +136,7 @@ class Contexts:
             rank: of this process.
             count: of processes, which read B / `count` contexts each.
         """
-        generator = numpy_generator(self._seed, "contexts", update, 0)
+        generator = numpy_generator(self._seed, "contexts", update)
         history = self._draw(generator)
         first, end = self._kept.history_starts[history], self._kept.history_starts[history + 1]
         if self._start == "random":

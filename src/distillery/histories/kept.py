@@ -8,6 +8,8 @@ from distillery.histories.packed import PackedHistories
 
 # Improvements are drawn from in proportion; none counts less than this part of the largest.
 IMPROVEMENT_FLOOR = 0.01
+# Whose rewards are held in memory together.
+STEPS_AT_ONCE = 1 << 22
 
 
 def kept_episodes(histories: PackedHistories, keep_every_episode: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,10 +26,6 @@ def shuffled_episodes(episodes: np.ndarray, kept_starts: np.ndarray, generator: 
     history = np.repeat(np.arange(len(kept_starts) - 1), np.diff(kept_starts))
     order: np.ndarray = np.lexsort((generator.random(len(episodes)), history))
     return episodes[order]
-
-
-# Whose rewards are held in memory together.
-STEPS_AT_ONCE = 1 << 22
 
 
 class KeptSteps:

@@ -6,7 +6,9 @@ goes from block to block alone, and a training step takes about a third longer.
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,9 +30,13 @@ def activation_checkpointing(*, enabled: bool) -> Iterator[None]:
 
 def through_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """What comes out of the last of the blocks, each of which keeps the shape of (B, S, W)."""
+    # A compiled backward pass knows by itself how the forward pass multiplied.
+    again: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _contexts}
     for block in blocks:
-        if _enabled:
-            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), same_products()))
-        else:
-            x = block(x)
+        x = checkpoint(block, x, use_reentrant=False, **again) if _enabled else block(x)
     return x
+
+
+def _contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Of the forward pass and of its repetition."""
+    return contextlib.nullcontext(), same_products()

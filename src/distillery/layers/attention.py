@@ -6,7 +6,8 @@ them to the caller (absolute embeddings). The first two depend on distances alon
 
 Queries may share keys and values in groups (Ainslie et al., GQA, 2023, arXiv 2305.13245), so that a cache is smaller.
 
-Letters: B batch, S tokens, W window in tokens, H heads, G heads of keys and values, K head width, D width.
+Letters: B batch, S tokens, W window in tokens, H heads, G heads of keys and values, K head width, D width, Q queries
+of a block.
 """
 
 import math
@@ -15,21 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.layers.kept_attention import kept_attention
+from distillery.layers.kept_attention import can_keep, kept_attention
 from distillery.layers.precision import Linear, products_in_bfloat16
 
 POSITIONS = ("rotary", "alibi", "none")
-# Queries of a block: of CPUs small, whose kernel computes what a mask then hides; never so many that masks are large.
+# Queries of a block. On CPUs small ones, whose kernel computes what a mask then hides.
 QUERY_BLOCK, LARGEST_QUERY_BLOCK = 64, 512
 BLOCKS_OF_A_WINDOW = 16
 # From here on the kernel of CPUs skips most of what lies in the future by itself.
 LONGEST_IN_BLOCKS = 1024
-
-
-def banded_mask(num_tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S, S) bool: each token sees itself and the ``window - 1`` tokens before it."""
-    ones = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
-    return ones.tril().triu(1 - window)
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -59,7 +54,8 @@ class Rotary(nn.Module):
 
     def turns(self, positions: Tensor) -> Tensor:
         """(S, K / 2) float32 angles, less whole turns: after a million steps float32 would have lost a hundredth."""
-        return (positions[:, None].double() * self.frequencies.double()).remainder(math.tau).float()
+        exact = torch.float32 if positions.device.type == "mps" else torch.float64  # which has no other
+        return (positions[:, None].to(exact) * self.frequencies.to(exact)).remainder(math.tau).float()
 
     @staticmethod
     def turn(heads: Tensor, angles: Tensor) -> Tensor:
@@ -103,14 +99,15 @@ def window_attention(
     Returns:
         (B, H, S, K).
     """
-    num_tokens, grouped = queries.shape[2], queries.shape[1] != keys.shape[1]
+    num_heads, num_tokens = queries.shape[1:3]
     if slopes is None and num_tokens <= window:
+        grouped = num_heads != keys.shape[1]
         return F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, dropout_p=dropout, enable_gqa=grouped
         )
-    tokens = torch.arange(num_tokens, device=queries.device)
-    mask = _mask(tokens[:, None] - tokens, window, slopes, queries.dtype)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
+    bias = window_bias(num_tokens, num_tokens, window, slopes, queries)
+    keys, values = every_head(keys, num_heads), every_head(values, num_heads)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
 
 
 def blockwise_window_attention(
@@ -122,49 +119,52 @@ def blockwise_window_attention(
     slopes: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """`window_attention`, a block of queries at a time with the keys that any of them may see.
+    """`window_attention`, a block of queries at a time with the blocks of keys that any of them may see.
 
-    The others cost nothing, and no mask has as many rows as there are tokens.
+    Time and memory grow with S W instead of S S, and there is one mask, of a block.
     """
-    num_tokens, grouped = queries.shape[2], queries.shape[1] != keys.shape[1]
-    size = min(max(QUERY_BLOCK, window // BLOCKS_OF_A_WINDOW), LARGEST_QUERY_BLOCK)
-    tokens = torch.arange(num_tokens, device=queries.device)
+    num_heads, num_tokens = queries.shape[1:3]
+    window = min(window, num_tokens)
+    smallest = QUERY_BLOCK if queries.device.type == "cpu" else LARGEST_QUERY_BLOCK
+    size = min(max(smallest, window // BLOCKS_OF_A_WINDOW), LARGEST_QUERY_BLOCK)
+    of_queries = queries.split(size, 2)
+    of_keys, of_values = every_head(keys, num_heads).split(size, 2), every_head(values, num_heads).split(size, 2)
+    before = -(-(window - 1) // size)  # blocks that a block of queries sees in front of its own
+    bias = window_bias(size, min(num_tokens, (before + 1) * size), window, slopes, queries)
     parts = []
-    mask = None
-    for begin in range(0, num_tokens, size):
-        end, first = min(begin + size, num_tokens), max(0, begin - window + 1)
-        shape = (end - begin, end - first)
-        if mask is None or mask.shape[-2:] != shape:  # blocks that see whole windows share theirs
-            mask = _mask(tokens[begin:end, None] - tokens[first:end], window, slopes, queries.dtype)
-        parts.append(
-            F.scaled_dot_product_attention(
-                queries[:, :, begin:end],
-                keys[:, :, first:end],
-                values[:, :, first:end],
-                attn_mask=mask,
-                dropout_p=dropout,
-                enable_gqa=grouped,
-            )
-        )
+    for number, block in enumerate(of_queries):
+        seen = slice(max(0, number - before), number + 1)
+        some_keys, some_values = torch.cat(of_keys[seen], 2), torch.cat(of_values[seen], 2)
+        # Blocks end with the token that the bias ends with.
+        own = bias[..., bias.shape[-2] - block.shape[2] :, bias.shape[-1] - some_keys.shape[2] :]
+        parts.append(F.scaled_dot_product_attention(block, some_keys, some_values, attn_mask=own, dropout_p=dropout))
     return torch.cat(parts, 2)
 
 
-def _mask(ages: Tensor, window: int, slopes: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of queries and keys that lie (Q, S) tokens apart: (Q, S), with slopes (H, Q, S)."""
-    bias = ages.new_zeros((), dtype=dtype) if slopes is None else (-slopes[:, None, None] * ages).to(dtype)
+def every_head(heads: Tensor, num_heads: int) -> Tensor:
+    """(B, G, S, K) to (B, H, S, K), each of the G repeated for the queries that read it."""
+    times = num_heads // heads.shape[1]
+    return heads if times == 1 else heads.repeat_interleave(times, 1)
+
+
+def window_bias(num_queries: int, num_keys: int, window: int, slopes: Tensor | None, like: Tensor) -> Tensor:
+    """What is added to the scores of the last Q of S tokens: (Q, S), with slopes (H, Q, S); -inf hides."""
+    tokens = torch.arange(num_keys, device=like.device)
+    ages = tokens[num_keys - num_queries :, None] - tokens
+    bias = ages.new_zeros((), dtype=like.dtype) if slopes is None else (-slopes[:, None, None] * ages).to(like.dtype)
     return torch.where((ages >= 0) & (ages < window), bias, float("-inf"))
 
 
 class LayerCache:
     """The keys and values of the last W tokens of one layer, as a ring: token p lies in slot ``p % W``."""
 
-    def __init__(self, batch_size: int, num_heads: int, window: int, head_width: int, like: Tensor) -> None:
-        shape = (batch_size, num_heads, window, head_width)
+    def __init__(self, batch_size: int, num_key_heads: int, window: int, head_width: int, like: Tensor) -> None:
+        shape = (batch_size, num_key_heads, window, head_width)
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
 
     def push(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one token, (B, H, 1, K), and returns what is filled so far, (B, H, min(p + 1, W), K)."""
+        """Stores one token, (B, G, 1, K), and returns what is filled so far, (B, G, min(p + 1, W), K)."""
         window = self.keys.shape[2]
         slot = position % window
         self.keys[:, :, slot] = keys[:, :, 0]
@@ -207,9 +207,7 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.num_key_heads = num_heads if num_key_heads is None else num_key_heads
         if num_heads % self.num_key_heads:
-            raise ValueError(
-                f"num_key_heads must divide num_heads: {num_heads} / {self.num_key_heads} is not whole"
-            )
+            raise ValueError(f"num_key_heads must divide num_heads: {num_heads} / {self.num_key_heads} is not whole")
         self.window, self.dropout, self.head_width = window, dropout, width // num_heads
         self.in_projection = Linear(width, (num_heads + 2 * self.num_key_heads) * self.head_width)
         self.out_projection = Linear(width, width)
@@ -234,24 +232,22 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) to (B, S, D), every token seeing its window."""
         queries, keys, values = self._heads(x)
-        num_tokens = x.shape[1]
-        dropout = self.dropout if self.training else 0.0
-        # Short sequences are fast as they are, and kernels skip what lies in the future: of GPUs all of it.
+        num_tokens, dropout = x.shape[1], self.dropout if self.training else 0.0
         masked = self.slopes is not None or num_tokens > self.window
         short = x.device.type == "cpu" and num_tokens <= LONGEST_IN_BLOCKS
-        if short and not masked and not dropout and products_in_bfloat16() and torch.is_grad_enabled():
-            every = (x.repeat_interleave(self.num_heads // self.num_key_heads, 1) for x in (keys, values))
-            return self._join(kept_attention(queries, *every))
+        keeps = products_in_bfloat16() and not torch.compiler.is_compiling()
+        if keeps and not masked and not dropout and can_keep(queries):
+            keys, values = every_head(keys, self.num_heads), every_head(values, self.num_heads)
+            return self._join(kept_attention(queries, keys, values))
+        # Few tokens are fast as they are, and kernels skip what lies in the future: of GPUs all of it.
         in_blocks = num_tokens > 2 * QUERY_BLOCK and (masked or short)
         attend = blockwise_window_attention if in_blocks else window_attention
-        return self._join(
-            attend(queries, keys, values, window=self.window, slopes=self.slopes, dropout=dropout)
-        )
+        return self._join(attend(queries, keys, values, window=self.window, slopes=self.slopes, dropout=dropout))
 
     def weights(self, x: Tensor, position: int) -> Tensor:
         """(B, H, S) what the token at `position` of (B, S, D) attends to: the softmax that `forward` applies there."""
         queries, keys, _ = self._heads(x)
-        keys = keys.repeat_interleave(self.num_heads // self.num_key_heads, 1)
+        keys = every_head(keys, self.num_heads)
         scores = (queries[:, :, position, None] @ keys.transpose(-1, -2))[:, :, 0] * self.head_width**-0.5
         ages = position - torch.arange(x.shape[1], device=x.device)
         if self.slopes is not None:
@@ -270,7 +266,8 @@ class WindowAttention(nn.Module):
         if self.slopes is not None:
             slots = torch.arange(keys.shape[2], device=x.device)
             ages = (position - slots) % self.window
-            bias = (-self.slopes[:, None] * ages).to(x.dtype).unflatten(0, (self.num_key_heads, -1))  # (G, H / G, filled)
+            bias = (-self.slopes[:, None] * ages).to(x.dtype)
+            bias = bias.unflatten(0, (self.num_key_heads, -1))  # (G, H / G, filled)
         # The heads of a group as so many queries of one head: its keys and values are read once.
         grouped = queries[:, :, 0].unflatten(1, (self.num_key_heads, -1))  # (B, G, H / G, K)
         read = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias)

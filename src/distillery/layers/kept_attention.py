@@ -1,8 +1,8 @@
 """Causal attention for training on CPUs in bfloat16, which keeps its weights for the backward pass.
 
 Kernels that compute the weights again on the way back (FlashAttention, Dao et al., 2022, arXiv 2205.14135) spare
-memory, which contexts of some hundred steps do not lack, and those of CPUs multiply in float32. Here a block of queries
-at a time meets the keys that it may see, every product is one of bfloat16, and the weights are stored.
+memory, which contexts of some hundred steps do not lack, and those of CPUs multiply in float32. Here a block of
+queries at a time meets the keys that it may see, every product is one of bfloat16, and the weights are stored.
 
 Letters: B batch, H heads, S tokens, K head width, N = B H, M blocks, Q queries of a block.
 """
@@ -16,10 +16,22 @@ from torch.autograd.function import once_differentiable
 
 # Smaller blocks compute less that the mask then hides, larger ones have fewer operations.
 QUERIES_OF_A_BLOCK = 96
+# What a layer may keep; beyond it, computing the weights again is the better bargain.
+MOST_BYTES = 1 << 29
+
+
+def can_keep(queries: Tensor) -> bool:
+    """Whether the weights of (B, H, S, K) queries are few enough to be kept."""
+    batch_size, num_heads, num_tokens, _ = queries.shape
+    return batch_size * num_heads * num_tokens * (num_tokens + QUERIES_OF_A_BLOCK) <= MOST_BYTES
 
 
 def kept_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What every query reads of the tokens up to its own; all are (B, H, S, K), what comes out in bfloat16."""
+    """What every query reads of the tokens up to its own; all are (B, H, S, K), what comes out in bfloat16.
+
+    What all keys or all values have in common says nothing about their weights, and would drown differences when
+    bfloat16 rounds them: keys and values count from those of the first token, which every query may see.
+    """
     read: Tensor = _KeptAttention.apply(queries * queries.shape[-1] ** -0.5, keys, values)
     return read
 
@@ -43,6 +55,8 @@ class _KeptAttention(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         ctx.shape, ctx.type = queries.shape, queries.dtype
         num_blocks = -(-queries.shape[2] // QUERIES_OF_A_BLOCK)
+        first_values = values[:, :, :1]
+        keys, values = keys - keys[:, :, :1], values - first_values
         queries, keys, values = (_in_blocks(x, num_blocks) for x in (queries, keys, values))
         size = queries.shape[2]
         keys, values = _whole(keys), _whole(values)
@@ -56,10 +70,11 @@ class _KeptAttention(torch.autograd.Function):
             weights.append(scores.softmax(-1))
             torch.bmm(weights[-1], values[:, :end], out=read[number])
         ctx.save_for_backward(queries, keys, values, *weights)
-        return _whole(read)[:, : ctx.shape[2]].view(ctx.shape)
+        # The weights of a query sum to 1, so that it reads the first value as a whole.
+        return (_whole(read)[:, : ctx.shape[2]].reshape(ctx.shape) + first_values).bfloat16()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values, *weights = ctx.saved_tensors
         gradient = _in_blocks(gradient, len(queries))

@@ -1,8 +1,9 @@
 """Matrix products in bfloat16, on GPUs by autocast and on CPUs by a linear map of our own.
 
 On CPUs autocast makes training slower: attention's backward kernel for bfloat16 takes twice as long as the one for
-float32, and most of the rest gains nothing. Products of activations with weights alone gain, two to three times where
-the processor multiplies bfloat16 (AVX512-BF16, AMX), and everything between them stays in float32.
+float32, and most of the rest gains nothing. Products gain, two to three times where the processor multiplies bfloat16
+(AVX512-BF16, AMX): those with weights, here, and those of attention, in `distillery.layers.kept_attention`. What goes
+from block to block, norms and optimisers stay in float32.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ class _BFloat16Product(torch.autograd.Function):
         return F.linear(rounded, rounded_weight, bias.bfloat16())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         of_x, of_weight, of_bias = ctx.needs_input_grad
         x, weight = ctx.saved_tensors

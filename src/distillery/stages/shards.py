@@ -2,9 +2,12 @@
 
 `in_process` plays one after another and needs nothing. `ray` plays as many at once as a Ray cluster has processors, or
 GPUs where the device is one; what a dead worker had in hand is played again, by another. What a shard's learners do
-depends on its number and the seed alone, so both give the same histories.
+depends on its number and the seed alone, so both give the same histories: of tabular sources to the bit, of networks
+as far as two processors, or two numbers of threads, add up alike.
 """
 
+import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +21,12 @@ from distillery.core.protocols import Learners, Source, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.seeding import stream_seed
 from distillery.histories.selection import Selection
-from distillery.stages.entry import build, plain
+from distillery.stages.entry import build, code_hash, plain
 
 # How often a shard is played again whose worker died.
 MAX_RETRIES = 3
+# What decides a shard's histories; a cluster's machines must have the same.
+_CODE = ("core", "histories", "layers", "sources", "tasks")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Played:
     episodes: list[EpisodeBatch]
 
 
-# Told of every episode that was played, as long as somebody looks.
+# Told of episodes as they come in: of every one that was played here, of those that became histories elsewhere.
 OnEpisode = Callable[[EpisodeBatch], None]
 
 
@@ -69,7 +74,7 @@ def shards_of(config: DictConfig, tasks: TaskDistribution) -> list[Shard]:
 
 
 class Players:
-    """Tasks, source and rule of selection of a configuration, built once for many shards.
+    """Tasks, source and rule of selection of a configuration, built once for all shards of a process.
 
     Args:
         config: composed.
@@ -126,7 +131,7 @@ def play_by_ray(config: DictConfig, shards: list[Shard], on_episode: OnEpisode) 
     No more than one shard for each worker, and one besides, are on their way, which bounds what is held in memory.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed, no GPU is there where one is asked for, or a worker has other code than this.
         OSError: no cluster is reached, or a shard's workers died again and again.
     """
     try:
@@ -136,22 +141,27 @@ def play_by_ray(config: DictConfig, shards: list[Shard], on_episode: OnEpisode) 
             "runtime.collection=ray needs Ray; install it with pip install -e '.[cluster]', or choose in_process"
         ) from error
     on_gpu = str(config.runtime.device).startswith("cuda")
-    joined = not ray.is_initialized()
-    if joined:
-        ray.init(address=config.runtime.ray_address, include_dashboard=False, log_to_driver=False)
+    address = config.runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=address, log_to_driver=False)
     play = ray.remote(max_retries=MAX_RETRIES, num_cpus=1, num_gpus=int(on_gpu))(_play_remotely)
-    num_workers = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1))
+    code = code_hash(*_CODE)
     settings, waiting, on_their_way = plain(config), deque(shards), deque[tuple[Shard, Any]]()
     try:
+        num_workers = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0))
+        if not num_workers:
+            raise ValueError(
+                f"runtime.device={config.runtime.device} needs a GPU, and the Ray cluster at {address} has none; "
+                "choose runtime.device=cpu or another cluster"
+            )
         while waiting or on_their_way:
             while waiting and len(on_their_way) <= num_workers:
                 shard = waiting.popleft()
-                on_their_way.append((shard, play.remote(settings, shard)))
+                on_their_way.append((shard, play.remote(settings, shard, code)))
             shard, answer = on_their_way.popleft()
             try:
                 parts = ray.get(answer)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+                raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise OSError(
                     f"shard {shard.number} could not be played in {MAX_RETRIES + 1} tries: {error}"
@@ -160,13 +170,21 @@ def play_by_ray(config: DictConfig, shards: list[Shard], on_episode: OnEpisode) 
                 for episode in part.episodes:
                     on_episode(episode)
                 yield part
+            del parts, part  # before the next come
     finally:
-        if joined:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def _play_remotely(settings: Mapping[str, Any], shard: Shard) -> list[Played]:
-    """One shard, in a process of its own; what comes back is in ordinary memory."""
+def _play_remotely(settings: Mapping[str, Any], shard: Shard, code: str) -> list[Played]:
+    """One shard, in a process of its own; what comes back is in ordinary memory.
+
+    Raises:
+        ValueError: the code here is not that of who asks.
+    """
+    if code_hash(*_CODE) != code:
+        raise ValueError(
+            f"{socket.gethostname()} has another version of distillery than who collects; install the same"
+        )
     config = OmegaConf.create(dict(settings))
     torch.set_num_threads(config.runtime.num_threads or 1)
     parts = Players(config).play(shard, lambda episode: None)

@@ -1,7 +1,7 @@
 """Several processes train one model, as `torchrun` starts them: each takes its share of every batch.
 
 The processes draw one batch together, each its part, and gradients are averaged, so that the result does not depend on
-the number of processes beyond rounding.
+the number of processes beyond rounding; but for dropout and hidden tokens, which each draws for itself.
 """
 
 import os
@@ -44,27 +44,30 @@ class Workers:
             )
 
     def average(self, value: Tensor) -> Tensor:
-        """The mean of what the processes hold."""
-        if self.count > 1:
-            dist.all_reduce(value)
-            value = value / self.count
-        return value
+        """The mean of what the processes hold, in a tensor of its own if there are several."""
+        if self.count == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.count
 
     def average_gradients(self, model: nn.Module) -> None:
         """Averages gradients over the processes, all in one message."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.count
         for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(averaged.view_as(gradient))
 
     def from_first(self, value: Any) -> Any:
-        """The value that rank 0 holds."""
+        """The value that rank 0 holds; it goes by way of ordinary memory, however large."""
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
 
@@ -76,7 +79,7 @@ def join_workers(device: str) -> Workers:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return Workers(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
 

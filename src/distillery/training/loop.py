@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distillery.core.protocols import SequenceModel
+from distillery.core.seeding import stream_seed
 from distillery.training.checkpoints import load_training_state, save_training_state
 from distillery.training.distributed import Workers
 
@@ -25,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
-    """Updates a model; `distillery.training.supervised` has the first. Processes that train together call alike."""
+    """Updates a model; `distillery.training.supervised` has the first. Processes that train together call alike.
+
+    What is random in an update, it draws from torch's own generators, which are seeded anew for each.
+    """
 
     def update(self, batch: Any, update: int, /) -> dict[str, Tensor]:
         """One update; returns what is reported of it."""
@@ -106,6 +110,7 @@ def fit(
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
     description: str = "training",
     show_progress: bool = True,
+    seed: int = 0,
     workers: Workers | None = None,
 ) -> Progress:
     """Trains, and leaves the best weights in `Progress.best_weights`.
@@ -120,6 +125,7 @@ def fit(
         on_metrics: called with training metrics and validation scores; may raise to stop the trial.
         description: of the progress bar.
         show_progress: whether to draw it.
+        seed: of what is random in updates; those of an update depend on its number and the process alone.
         workers: the processes that train together; only the first validates, reports and keeps states.
     """
     workers = workers or Workers()
@@ -135,7 +141,9 @@ def fit(
     )
     with contextlib.closing(bar):
         while progress.update < schedule.num_updates and not _plateaued(progress, schedule):
-            metrics = learner.update(draw(progress.update), progress.update)
+            batch = draw(progress.update)
+            torch.manual_seed(stream_seed(seed, "update", progress.update, workers.rank))
+            metrics = learner.update(batch, progress.update)
             progress.update += 1
             bar.update()
             if progress.update % schedule.log_every_updates == 0:
@@ -195,8 +203,6 @@ def _save(learner_state: dict[str, Any], progress: Progress, state_file: Path, f
         "fingerprint": fingerprint,
         "progress": dict(vars(progress)),
         "learner": learner_state,
-        "cpu_random_state": torch.get_rng_state(),
-        "cuda_random_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
     try:
         save_training_state(state_file, state)
@@ -211,9 +217,6 @@ def _resume(learner: Learner, state_file: Path | None, fingerprint: str, workers
     if state is None:
         return Progress()
     learner.load_state_dict(state["learner"])
-    torch.set_rng_state(state["cpu_random_state"])
-    if state["cuda_random_state"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random_state"])
     progress = Progress(**state["progress"])
     logger.info("resuming after update %d from %s", progress.update, state_file)
     return progress

@@ -51,6 +51,7 @@ from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.layers.value_head import ValueHead
 from distillery.training.distributed import Workers
+from distillery.training.sharding import blocks_of
 from distillery.training.trials import Trials, estimate_advantages
 
 ADAM_EPSILON = 1e-5
@@ -125,6 +126,8 @@ class RL2Learner:
     ) -> None:
         if fsdp:
             raise ValueError("runtime.fsdp is for learners from histories; one that plays needs the model whole")
+        if activation_checkpointing:
+            blocks_of(model, "runtime.activation_checkpointing")
         self._workers = workers or Workers()
         final_entropy_weight = entropy_weight if final_entropy_weight is None else final_entropy_weight
         _require_at_least(1, num_updates=num_updates, batch_tasks=batch_tasks, episodes_per_trial=episodes_per_trial)

@@ -1,8 +1,9 @@
-"""Models too large for one GPU: parameters, gradients and optimiser states spread over the processes, by torch's FSDP.
+"""Large models: parameters, gradients and optimiser states spread over the processes, by torch's FSDP.
 
 Each process holds a part of every parameter, gathers a block's parameters when it needs them and drops them again.
 States are kept whole, as those of one process are, so that a training goes on with any number of processes, sharded
-or not.
+or not. The first process's GPU must hold the weights once as a whole, to act on validation tasks. Under autocast, a
+block's bfloat16 weights stay until its backward pass, unless activations are checkpointed.
 
 Source: Zhao et al., PyTorch FSDP (2023), arXiv 2304.11277.
 """
@@ -21,26 +22,39 @@ from distillery.training.distributed import Workers
 def shard_parameters(model: nn.Module, workers: Workers, device_type: str) -> None:
     """Spreads a model's parameters over the processes, block by block; to be called before its optimiser is made.
 
+    The model may lie in ordinary memory: no more than a block at a time goes to the device as a whole.
+
     Raises:
         ValueError: the model has no blocks, so that it could be gathered only as a whole.
     """
-    blocks = getattr(model, "blocks", None)
-    if blocks is None:
-        raise ValueError(
-            f"runtime.fsdp spreads a model block by block, and {type(model).__name__} has none; set runtime.fsdp=false"
-        )
+    blocks = blocks_of(model, "runtime.fsdp")
     mesh = init_device_mesh(device_type, (workers.count,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
+def blocks_of(model: nn.Module, setting: str) -> nn.ModuleList:
+    """The blocks that a model is a stack of.
+
+    Raises:
+        ValueError: it has none; names the setting that needs them.
+    """
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(f"{setting} works block by block, and {type(model).__name__} has no blocks; set it to false")
+    return blocks
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, where it is; every process calls it alike."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(value: Any) -> Any:
-    """A copy, its parts gathered, of a tensor or of states that hold tensors; every process calls it alike."""
+    """States with whole tensors in them; spread ones come to ordinary memory. Every process calls it alike."""
     if isinstance(value, DTensor):
-        return value.full_tensor().detach().cpu()
-    if isinstance(value, Tensor):
-        return value.detach().clone()
+        return gathered(value).detach().cpu()
     if isinstance(value, dict):
         return {key: whole(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

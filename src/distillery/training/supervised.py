@@ -23,7 +23,14 @@ from distillery.layers.actions import prediction_loss
 from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.training.distributed import Workers
-from distillery.training.sharding import load_model_state, load_optimiser_state, shard_parameters, whole
+from distillery.training.sharding import (
+    blocks_of,
+    gathered,
+    load_model_state,
+    load_optimiser_state,
+    shard_parameters,
+    whole,
+)
 
 OPTIMISERS = ("adamw", "muon")
 SMALLEST_WEIGHT = 1e-8
@@ -112,18 +119,21 @@ class SupervisedLearner:
                 f"runtime.fsdp spreads matrices over processes, and training.learner.optimiser={optimiser} needs them "
                 "whole; set training.learner.optimiser=adamw or runtime.fsdp=false"
             )
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
-        self._whole_model = copy.deepcopy(model) if fsdp else model
-        self._sharded = fsdp
-        if fsdp:
-            shard_parameters(self.model, workers or Workers(), self.device.type)
+        if activation_checkpointing:
+            blocks_of(model, "runtime.activation_checkpointing")
+        self.device, self._workers = torch.device(device), workers or Workers()
+        self._sharded = fsdp and self._workers.count > 1
+        if self._sharded:
+            self._whole_model = copy.deepcopy(model)
+            shard_parameters(model, self._workers, self.device.type)
+            self.model = model
+        else:
+            self.model = self._whole_model = model.to(self.device)
         self._forward = torch.compile(model) if compile else model
         self._num_updates, self._warmup_fraction = num_updates, warmup_fraction
         self._initial_fraction, self._final_fraction = initial_fraction, final_fraction
         self._gradient_clip, self._label_smoothing = gradient_clip, label_smoothing
         self._bfloat16, self._activation_checkpointing = bfloat16, activation_checkpointing
-        self._workers = workers or Workers()
         self._optimisers: list[torch.optim.Optimizer] = []
         matrices = _block_matrices(model) if optimiser == "muon" else []
         chosen = {id(parameter) for parameter in matrices}
@@ -184,15 +194,17 @@ class SupervisedLearner:
         loss.backward()
         if not self._sharded:  # sharded models average theirs as they spread them
             self._workers.average_gradients(self.model)
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip))
+        norm = gathered(nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip))
         for optimiser in self._optimisers:
             optimiser.step()
         return {"loss": self._workers.average(loss.detach()), "gradient_norm": norm}
 
     def whole_model(self) -> SequenceModel:
-        """The model with its present weights, of a shape that a process can act with by itself."""
+        """The model with its present weights; of a sharded one a copy, on the first process's device."""
         if self._sharded:
             self._whole_model.load_state_dict(whole(self.model.state_dict()))
+            if self._workers.rank == 0:
+                self._whole_model.to(self.device)
         return self._whole_model
 
     def state_dict(self) -> dict[str, Any]:
