@@ -73,7 +73,7 @@ def numbered(
     )
 
 
-@pytest.mark.parametrize(("start", "expected"), [("beginning", "e4697215da8c02ca"), ("random", "1afbefa4189b15c1")])
+@pytest.mark.parametrize(("start", "expected"), [("beginning", "7905b6b7ecf54ec9"), ("random", "16c108a37ff405ff")])
 def test_a_seed_draws_what_it_always_drew(start, expected):
     contexts = Contexts(numbered([[4, 4, 4]] * 6), sequence_length=5, batch_size=7, start=start, seed=11)
     assert digest(contexts.batch(2)) == expected

@@ -255,19 +255,25 @@ from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.training.distributed import join_workers, leave_workers
 from distillery.training.loop import Schedule, fit
-from tests.training.test_training import EVERY_UPDATE, fake_score, small_learner, without_dropout
+from tests.training.test_training import EVERY_UPDATE, fake_score, small_learner, unevenly, without_dropout
 dataset, folder, num_updates, fsdp = sys.argv[1:]
 workers = join_workers("cpu")
 _, packed = open_packed(dataset, folder + "/packed")
 contexts = Contexts(packed, sequence_length=32, batch_size=8)
 draw = lambda update: unevenly(contexts.batch(update), workers)
 learner = without_dropout(small_learner(8, fsdp=bool(int(fsdp)), workers=workers))
+draws, update = [], learner.update
+def drawing(batch, number):
+    draws.append(torch.rand(()).item())
+    return update(batch, number)
+learner.update = drawing
 # Other processes may be on machines without the first one's disk.
 state = Path(folder, "state.pt") if workers.rank == 0 else Path(folder, "elsewhere.pt")
 schedule = Schedule(int(num_updates), **EVERY_UPDATE)
 progress = fit(learner, draw, schedule, fake_score, state_file=state, fingerprint="any", workers=workers,
                show_progress=False)
 assert not Path(folder, "elsewhere.pt").exists()
+torch.save(draws, f"{folder}/draws{workers.rank}.pt")
 if workers.rank == 0:
     torch.save(progress.best_weights, folder + "/best.pt")
     torch.save(progress.curves, folder + "/curves.pt")
@@ -337,6 +343,8 @@ def require_same_training(found: tuple[dict, dict], expected: tuple[dict, dict])
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_two_processes_train_as_one(dataset, tmp_path, alone, fsdp):
     require_same_training(run_processes(2, 8, dataset, tmp_path / "two", fsdp=fsdp), alone)
+    first, second = (torch.load(tmp_path / "two" / f"draws{rank}.pt") for rank in (0, 1))
+    assert len({*first, *second}) == 16
 
 
 @pytest.mark.parametrize("counts", [(1, 2, True), (2, 1, True), (2, 1, False)], ids=str)
@@ -359,12 +367,12 @@ def test_what_cannot_be_spread_is_refused():
 
 
 def test_one_process_has_nothing_to_spread(draw):
-    learners = [small_learner(fsdp=fsdp) for fsdp in (False, True)]
+    learners = [without_dropout(small_learner(fsdp=fsdp)) for fsdp in (False, True)]
     losses = [learner.update(draw(0), 0)["loss"] for learner in learners]
     assert torch.equal(*losses)
 
 
-def test_what_is_random_in_an_update_depends_on_its_number_and_the_process(draw):
+def test_what_is_random_in_an_update_depends_on_its_number_and_the_seed(draw):
     drawn: list[float] = []
 
     class Drawing(SupervisedLearner):
@@ -372,9 +380,9 @@ def test_what_is_random_in_an_update_depends_on_its_number_and_the_process(draw)
             drawn.append(torch.rand(()).item())
             return super().update(context, update)
 
-    for rank in (0, 1, 0):
+    for seed in (3, 4, 3):
         learner = Drawing(CausalTransformer(SPEC, **SMALL), num_updates=2)
-        fit(learner, draw, Schedule(2, 2), fake_score, seed=3, workers=Workers(rank, 1), show_progress=False)
+        fit(learner, draw, Schedule(2, 2), fake_score, seed=seed, show_progress=False)
     assert drawn[:2] == drawn[4:]
     assert len(set(drawn)) == 4
 
