@@ -71,16 +71,13 @@ def test_what_is_kept_grows_by_a_vector_a_layer_and_token(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDS)
 def test_a_context_of_64_thousand_steps_trains(name):
-    model, context = model_and_context(name, 65536, width=32, num_layers=2, num_heads=2, feedforward_width=64)
+    model, context = model_and_context(name, 65536, width=16, num_layers=2, num_heads=1, feedforward_width=32)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(2):
-        with activation_checkpointing(enabled=True):
-            loss = nn.functional.cross_entropy(model(context)[0], context.actions[0])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[1] < losses[0]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with activation_checkpointing(enabled=True):
+        loss = nn.functional.cross_entropy(model(context)[0], context.actions[0])
+    loss.backward()
+    optimiser.step()
+    with torch.no_grad():
+        assert nn.functional.cross_entropy(model(context)[0], context.actions[0]) < loss - 1e-3
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -94,7 +94,7 @@ def kill_a_player(killed: list[int]) -> None:
 
 @pytest.mark.slow
 def test_workers_of_a_running_cluster_play_if_they_have_the_same_code(real_ray, tmp_path, monkeypatch):
-    cluster = pytest.importorskip("ray.cluster_utils").Cluster(head_node_args={"num_cpus": 2})
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         found = collected(tmp_path, "runtime.collection=ray", f"runtime.ray_address={cluster.address}")
         assert found == collected(tmp_path)
