@@ -10,16 +10,19 @@ from distillery.layers.attention import (
     Rotary,
     WindowAttention,
     alibi_slopes,
-    banded_mask,
     blockwise_window_attention,
     turned_pairs,
     window_attention,
+    window_bias,
 )
 
 
-def test_banded_mask_by_hand():
-    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    assert banded_mask(4, 2).int().tolist() == expected
+def test_biases_by_hand():
+    hidden, like = -math.inf, torch.empty(0)
+    expected = [[0, hidden, hidden, hidden], [0, 0, hidden, hidden], [hidden, 0, 0, hidden], [hidden, hidden, 0, 0]]
+    assert window_bias(4, 4, 2, None, like).tolist() == expected
+    assert window_bias(1, 4, 2, None, like).tolist() == expected[3:]
+    assert window_bias(1, 3, 3, torch.tensor([1.0, 0.5]), like).tolist() == [[[-2, -1, 0]], [[-1, -0.5, 0]]]
 
 
 def test_alibi_slopes_of_eight_heads():
@@ -61,18 +64,63 @@ def test_complex_products_equal_the_plain_turns(dtype):
     torch.testing.assert_close(turned[..., 4:], heads[..., 4:])  # the other half of the pairs stays
 
 
-@pytest.mark.parametrize("window", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 1000])
-@pytest.mark.parametrize("num_tokens", [3, QUERY_BLOCK, 3 * QUERY_BLOCK + 7])
-def test_blocks_of_queries_equal_one_call(window, num_tokens):
+def test_far_positions_turn_as_exactly_as_near_ones():
+    rotary = Rotary(8, fraction=1.0)
     torch.manual_seed(0)
-    heads = torch.randn(3, 2, 2, num_tokens, 4, requires_grad=True)
-    weights = torch.randn(2, 2, num_tokens, 4)
+    query, key = torch.randn(2, 1, 1, 1, 8)
+
+    def product(query_at: int, key_at: int) -> float:
+        turned = [rotary.turn(x, rotary.turns(torch.tensor([at]))) for x, at in ((query, query_at), (key, key_at))]
+        return float((turned[0] * turned[1]).sum())
+
+    for shift in (10**6 + 1, 10**8 + 7):
+        assert math.isclose(product(7 + shift, 3 + shift), product(7, 3), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("slopes", [None, alibi_slopes(4)], ids=["unbiased", "alibi"])
+@pytest.mark.parametrize("num_key_heads", [4, 2, 1])
+@pytest.mark.parametrize("window", [1, 5, QUERY_BLOCK, QUERY_BLOCK + 1, 2 * QUERY_BLOCK, 1000])
+@pytest.mark.parametrize("num_tokens", [3, QUERY_BLOCK, 3 * QUERY_BLOCK + 7])
+def test_blocks_of_queries_equal_one_call(window, num_tokens, num_key_heads, slopes):
+    torch.manual_seed(0)
+    queries = torch.randn(2, 4, num_tokens, 4, requires_grad=True)
+    keys, values = torch.randn(2, 2, num_key_heads, num_tokens, 4, requires_grad=True).unbind()
+    weights = torch.randn(2, 4, num_tokens, 4)
     results = []
     for attend in (window_attention, blockwise_window_attention):
-        read = attend(*heads, window=window)
-        results.append((read, torch.autograd.grad((read * weights).sum(), heads)[0]))
+        read = attend(queries, keys, values, window=window, slopes=slopes)
+        results.append((read, *torch.autograd.grad((read * weights).sum(), [queries, keys, values])))
     for blocks, plain in zip(*results, strict=True):
         torch.testing.assert_close(blocks, plain, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "none"])
+@pytest.mark.parametrize("num_key_heads", [1, 2])
+def test_grouped_queries_are_heads_with_the_same_keys_and_values(positions, num_key_heads):
+    torch.manual_seed(0)
+    settings = {"num_heads": 4, "window": 5, "positions": positions}
+    grouped = WindowAttention(16, num_key_heads=num_key_heads, **settings)
+    every = WindowAttention(16, **settings)
+    every.out_projection.load_state_dict(grouped.out_projection.state_dict())
+    for name, parameter in grouped.in_projection.named_parameters():
+        heads = parameter.unflatten(0, (-1, 4))
+        queries, keys, values = heads.split([4, num_key_heads, num_key_heads])
+        times = 4 // num_key_heads
+        repeated = torch.cat([queries, keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)])
+        every.in_projection.get_parameter(name).copy_(repeated.flatten(0, 1))
+    x = torch.randn(3, 13, 16)
+    torch.testing.assert_close(grouped(x), every(x))
+    torch.testing.assert_close(grouped.weights(x, 9), every.weights(x, 9))
+    cache = grouped.new_cache(3)
+    assert cache.keys.shape == (3, num_key_heads, 5, 4)
+    steps = [grouped.step(x[:, i : i + 1], i, cache) for i in range(13)]
+    torch.testing.assert_close(torch.cat(steps, 1), every(x))
+
+
+def test_heads_that_make_no_groups_are_refused():
+    with pytest.raises(ValueError, match="num_key_heads must divide num_heads: 4 / 3"):
+        WindowAttention(16, num_heads=4, num_key_heads=3, window=5, positions="none")
 
 
 @torch.no_grad()

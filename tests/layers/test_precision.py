@@ -42,11 +42,35 @@ def test_gradients_are_those_of_rounded_factors(linear, x):
     exact = [
         rounded(towards) @ rounded(linear.weight),
         rounded(towards).flatten(0, 1).T @ rounded(x).flatten(0, 1),
-        towards.double().sum((0, 1)),
+        rounded(towards).sum((0, 1)),
     ]
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=2**-7)
+
+
+def test_what_comes_out_may_stay_rounded(linear, x):
+    into = Linear(24, 40, rounded=True)
+    into.load_state_dict(linear.state_dict())
+    out_of = Linear(40, 24)
+    with bfloat16_products("cpu", enabled=True):
+        hidden = into(x)
+        assert hidden.dtype == torch.bfloat16
+        assert torch.equal(hidden.float(), linear(x))
+        found = torch.autograd.grad(out_of(hidden).sum(), [x, into.weight])
+        expected = torch.autograd.grad(out_of(linear(x)).sum(), [x, linear.weight])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert into(x).dtype == torch.float32
+
+
+def test_frozen_weights_get_no_gradient(linear, x):
+    linear.weight.requires_grad_(False)
+    with bfloat16_products("cpu", enabled=True):
+        linear(x).sum().backward()
+    assert linear.weight.grad is None
+    assert linear.bias.grad is not None
+    assert x.grad is not None
 
 
 def test_without_it_a_plain_linear_map_is_left(linear, x):

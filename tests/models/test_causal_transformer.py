@@ -5,6 +5,7 @@ import torch
 
 from distillery.core.records import Context
 from distillery.core.specs import Box, Discrete, TaskSpec
+from distillery.layers.attention import every_head
 from distillery.layers.blocks import hide_tokens
 from distillery.models.causal_transformer import CausalTransformer
 
@@ -15,6 +16,8 @@ SHAPES = [
     {"positions": "alibi"},
     {"positions": "alibi", "tokens_per_step": 3, "norm": "post"},
     {"positions": "rotary", "observation_embedding": "joint", "norm": "post"},
+    {"positions": "rotary", "num_key_heads": 2},
+    {"positions": "alibi", "num_key_heads": 1},
 ]
 
 
@@ -220,7 +223,7 @@ def test_attention_weights_are_those_the_model_acts_by(settings, at_step):
     per_step = model.tokens_per_step
     _, _, values = block.attention._heads(read)
     tokens = block.attention.weights(read, read.shape[1] - 1)
-    joined = (tokens[:, :, None] @ values)[:, :, 0].flatten(1)
+    joined = (tokens[:, :, None] @ every_head(values, tokens.shape[1]))[:, :, 0].flatten(1)
     torch.testing.assert_close(block.attention.out_projection(joined), output[:, -1], rtol=1e-4, atol=1e-5)
     # Tokens of a step are added up, the last step having its observation alone.
     by_step = torch.nn.functional.pad(tokens, (0, per_step - 1)).unflatten(-1, (-1, per_step)).sum(-1)

@@ -44,7 +44,7 @@ COMPANIONS = {
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_choice_composes_and_can_run(group, choice):
     if choice.endswith("minigrid"):
-        pytest.importorskip("minigrid", reason="needs the extra distillery[environments]")
+        pytest.importorskip("minigrid", reason="needs the extra environments")
     if not choice.startswith("__"):
         with initialize_config_module("distillery.conf", version_base="1.3"):
             config = compose("config", [f"{group}={choice}", *COMPANIONS.get((group, choice), [])])

@@ -204,7 +204,9 @@ def test_an_unreachable_storage_is_named_without_its_password(tmp_path):
     assert shown("postgresql://me:secret@host/db") == "postgresql://host/db"
 
 
-@pytest.mark.parametrize("name", ["num_trials", "max_failed_trials", "first_rung_step", "reduction_factor"])
+@pytest.mark.parametrize(
+    "name", ["num_trials", "max_failed_trials", "first_rung_step", "reduction_factor", "grace_seconds"]
+)
 def test_settings_out_of_range_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=name):
         settings(tmp_path, **{name: 0})

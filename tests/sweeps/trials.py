@@ -12,6 +12,7 @@ SPACE = {
     "x": {"type": "float", "low": -2.0, "high": 2.0},
     "kind": {"type": "categorical", "choices": ["good", "bad"]},
 }
+QUICK_HEARTBEAT = {"heartbeat_seconds": 1, "grace_seconds": 3}
 DEFAULT = {"x": 1.0, "kind": "good"}
 
 
@@ -38,7 +39,8 @@ def hanging(attempt: Attempt) -> float:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    with Session(settings(Path(sys.argv[1])), DEFAULT, {}) as session:
+    changes = {} if len(sys.argv) < 4 else {"storage": sys.argv[3], **QUICK_HEARTBEAT}
+    with Session(settings(Path(sys.argv[1]), **changes), DEFAULT, {}) as session:
         try:
             session.run(hanging, num_workers=int(sys.argv[2]))
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.layers.actions import log_probability
 from distillery.models.causal_transformer import CausalTransformer
+from distillery.models.lstm import LSTMModel
 from distillery.training.checkpoints import (
     FORMAT_VERSION,
     CheckpointError,
@@ -173,25 +174,6 @@ def test_an_update_follows_targets_and_weights(draw):
     assert any(not torch.equal(one[name], tensor) for name, tensor in plain.model.state_dict().items())
 
 
-def test_shares_of_unequal_weight_are_the_batch(draw):
-    """Gradients averaged over two processes are those of the whole batch."""
-    context = draw(0)
-    weights = torch.zeros(context.rewards.shape)
-    weights[0], weights[1, :3] = 1, 1  # one process has far more to learn from than the other
-    whole = Context(context.observations, context.actions, context.rewards, weights=weights)
-    learner = small_learner()
-    learner.model.eval()
-    learner.loss(whole).backward()
-    expected = [parameter.grad.clone() for parameter in learner.model.parameters()]
-    sums = [torch.zeros_like(gradient) for gradient in expected]
-    for rank in range(2):
-        learner.model.zero_grad()
-        learner.loss(Workers(rank, 2).share(whole), total_weight=weights.sum() / 2).backward()
-        sums = [one + parameter.grad / 2 for one, parameter in zip(sums, learner.model.parameters(), strict=True)]
-    for one, other in zip(sums, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
 SPACES = {
     "several": TaskSpec({"speed": Box((3,), -1.0, 1.0)}, Discrete((3, 4)), 8),
     "continuous": TaskSpec({"view": Box((4, 6, 3), 0, 255, "uint8")}, Box((2,), -1.0, 1.0), 8),
@@ -260,40 +242,69 @@ def test_divergence_is_told(draw):
         fit(learner, draw, Schedule(30, 10, log_every_updates=1), fake_score, show_progress=False)
 
 
-def test_shares_of_a_batch_are_the_batch(draw):
-    context = draw(0)
-    shares = [Workers(rank, 2).share(context).actions for rank in range(2)]
-    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), context.actions)
-    asked = Context(context.observations, context.actions, context.rewards, context.actions + 1, context.rewards + 1)
-    share = Workers(1, 2).share(asked)
-    assert torch.equal(share.targets, context.actions[1::2] + 1)
-    assert torch.equal(share.weights, context.rewards[1::2] + 1)
+def test_a_batch_that_processes_cannot_divide_is_refused():
+    Workers(1, 4).check_batch_size(8)
     with pytest.raises(ValueError, match="batch_size=8 cannot be divided over 3"):
-        Workers(0, 3).share(context)
+        Workers(0, 3).check_batch_size(8)
 
 
-_TWO_PROCESSES = """
+_PROCESSES = """
 import sys, torch
 from pathlib import Path
 from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.training.distributed import join_workers, leave_workers
 from distillery.training.loop import Schedule, fit
-from tests.training.test_training import fake_score, small_learner, without_dropout
+from tests.training.test_training import EVERY_UPDATE, fake_score, small_learner, unevenly, without_dropout
+dataset, folder, num_updates, fsdp = sys.argv[1:]
 workers = join_workers("cpu")
-_, packed = open_packed(sys.argv[1], sys.argv[2])
-draw = Contexts(packed, sequence_length=32, batch_size=8).batch
-learner = without_dropout(small_learner(4, workers=workers))
-state = Path(sys.argv[3]).with_name("state.pt")
-progress = fit(
-    learner, draw, Schedule(4, 2), fake_score, state_file=state, fingerprint="two", workers=workers,
-    show_progress=False,
-)
-assert progress.best_score is not None
+_, packed = open_packed(dataset, folder + "/packed")
+contexts = Contexts(packed, sequence_length=32, batch_size=8)
+draw = lambda update: unevenly(contexts.batch(update), workers)
+learner = without_dropout(small_learner(8, fsdp=bool(int(fsdp)), workers=workers))
+draws, update = [], learner.update
+def drawing(batch, number):
+    draws.append(torch.rand(()).item())
+    return update(batch, number)
+learner.update = drawing
+# Other processes may be on machines without the first one's disk.
+state = Path(folder, "state.pt") if workers.rank == 0 else Path(folder, "elsewhere.pt")
+schedule = Schedule(int(num_updates), **EVERY_UPDATE)
+progress = fit(learner, draw, schedule, fake_score, state_file=state, fingerprint="any", workers=workers,
+               show_progress=False)
+assert not Path(folder, "elsewhere.pt").exists()
+torch.save(draws, f"{folder}/draws{workers.rank}.pt")
 if workers.rank == 0:
-    torch.save(learner.model.state_dict(), sys.argv[3])
+    torch.save(progress.best_weights, folder + "/best.pt")
+    torch.save(progress.curves, folder + "/curves.pt")
 leave_workers(workers)
 """
+EVERY_UPDATE = {"validate_every_updates": 2, "log_every_updates": 1}
+
+
+def unevenly(context: Context, workers: Workers) -> Context:
+    """A process's part of a batch in which one process has far more to learn from than the other."""
+    weights = torch.ones(context.rewards.shape)
+    weights[1::2, 3:] = 0
+    weighted = Context(context.observations, context.actions, context.rewards, weights=weights)
+    return weighted.apply(lambda values: values[workers.rank :: workers.count])
+
+
+def run_processes(count: int, num_updates: int, dataset, folder, *, fsdp: bool) -> tuple[dict, dict]:
+    """Trains up to an update in new processes; returns the curves and the best weights."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    ended = subprocess.run(
+        [*launcher, str(script), str(dataset), str(folder), str(num_updates), str(int(fsdp))],
+        timeout=120,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return torch.load(folder / "curves.pt"), torch.load(folder / "best.pt")
 
 
 def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
@@ -304,29 +315,76 @@ def without_dropout(learner: SupervisedLearner) -> SupervisedLearner:
     return learner
 
 
-def test_two_processes_train_as_one(dataset, tmp_path, draw):
-    script = tmp_path / "two.py"
-    script.write_text(_TWO_PROCESSES)
-    result = tmp_path / "weights.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = subprocess.run(
-        [*launcher, str(script), str(dataset), str(tmp_path / "packed"), str(result)],
-        timeout=120,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "state.pt").exists()
-    alone = without_dropout(small_learner(4))
-    for update in range(4):
-        alone.update(draw(update), update)
-    together = CausalTransformer(SPEC, **SMALL)
-    together.load_state_dict(torch.load(result))
-    untrained = small_learner(4).model.eval()
-    logits = {name: model.eval()(draw(9)) for name, model in (("one", alone.model), ("two", together))}
-    torch.testing.assert_close(logits["two"], logits["one"], rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(logits["one"], untrained(draw(9)), atol=0.05)
+@pytest.fixture
+def alone(draw) -> tuple[dict, dict]:
+    """Curves and best weights of one process."""
+    learner = without_dropout(small_learner(8))
+    schedule = Schedule(8, **EVERY_UPDATE)
+    progress = fit(learner, lambda u: unevenly(draw(u), Workers()), schedule, fake_score, show_progress=False)
+    return progress.curves, progress.best_weights
+
+
+def require_same_training(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    """Losses, norms, scores and weights agree but for rounding."""
+    for name, points in expected[0].items():
+        assert [update for update, _ in found[0][name]] == [update for update, _ in points]
+        values = [torch.tensor([value for _, value in curve]) for curve in (found[0][name], points)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    losses = [value for _, value in expected[0]["loss"]]
+    assert losses[-1] < losses[0] - 0.01
+    # Attention does not change with the offset of its keys, whose gradient is what rounding leaves.
+    weights = [
+        {name: tensor for name, tensor in state.items() if "in_projection.bias" not in name}
+        for _, state in (found, expected)
+    ]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_train_as_one(dataset, tmp_path, alone, fsdp):
+    require_same_training(run_processes(2, 8, dataset, tmp_path / "two", fsdp=fsdp), alone)
+    first, second = (torch.load(tmp_path / "two" / f"draws{rank}.pt") for rank in (0, 1))
+    assert len({*first, *second}) == 16
+
+
+@pytest.mark.parametrize("counts", [(1, 2, True), (2, 1, True), (2, 1, False)], ids=str)
+def test_a_training_goes_on_with_another_number_of_processes(dataset, tmp_path, alone, counts):
+    before, after, sharded_first = counts
+    run_processes(before, 4, dataset, tmp_path / "some", fsdp=sharded_first and before > 1)
+    assert len(torch.load(tmp_path / "some" / "curves.pt")["loss"]) == 4
+    found = run_processes(after, 8, dataset, tmp_path / "some", fsdp=after > 1)
+    require_same_training(found, alone)
+
+
+def test_what_cannot_be_spread_is_refused():
+    with pytest.raises(ValueError, match="optimiser=muon"):
+        small_learner(optimiser="muon", fsdp=True)
+    for setting in ("fsdp", "activation_checkpointing"):
+        with pytest.raises(ValueError, match=f"runtime.{setting} works block by block, and LSTMModel has no blocks"):
+            SupervisedLearner(
+                LSTMModel(SPEC, context_length=16), num_updates=1, workers=Workers(0, 2), **{setting: True}
+            )
+
+
+def test_one_process_has_nothing_to_spread(draw):
+    learners = [without_dropout(small_learner(fsdp=fsdp)) for fsdp in (False, True)]
+    losses = [learner.update(draw(0), 0)["loss"] for learner in learners]
+    assert torch.equal(*losses)
+
+
+def test_what_is_random_in_an_update_depends_on_its_number_and_the_seed(draw):
+    drawn: list[float] = []
+
+    class Drawing(SupervisedLearner):
+        def update(self, context, update):
+            drawn.append(torch.rand(()).item())
+            return super().update(context, update)
+
+    for seed in (3, 4, 3):
+        learner = Drawing(CausalTransformer(SPEC, **SMALL), num_updates=2)
+        fit(learner, draw, Schedule(2, 2), fake_score, seed=seed, show_progress=False)
+    assert drawn[:2] == drawn[4:]
+    assert len(set(drawn)) == 4
 
 
 def test_bfloat16_trains_like_float32(draw):
@@ -339,10 +397,16 @@ def test_bfloat16_trains_like_float32(draw):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_equals_a_plain_one(draw):
-    compiled, plain = small_learner(4, compile=True), small_learner(4)
-    compiled.model.eval(), plain.model.eval()
-    torch.testing.assert_close(compiled.loss(draw(0)), plain.loss(draw(0)), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}, {"bfloat16": True}], ids=str)
+def test_a_compiled_model_equals_a_plain_one(draw, settings):
+    compiled, plain = small_learner(4, compile=True, **settings), small_learner(4)
+    results = []
+    for learner in (compiled, plain):
+        without_dropout(learner)
+        for update in range(2):
+            results.append({name: value.item() for name, value in learner.update(draw(update), update).items()})
+    for found, expected in zip(results[:2], results[2:], strict=True):
+        assert found == pytest.approx(expected, rel=0.05 if settings.get("bfloat16") else 1e-3)
 
 
 @pytest.mark.gpu

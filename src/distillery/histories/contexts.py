@@ -128,14 +128,21 @@ class Contexts:
             )
         self._num_drawn, self._padded = len(lengths), bool(lengths.min() < sequence_length)
 
-    def batch(self, update: int, rank: int = 0) -> Context:
-        """The contexts of one update of one worker."""
-        generator = numpy_generator(self._seed, "contexts", update, rank)
+    def batch(self, update: int, *, rank: int = 0, count: int = 1) -> Context:
+        """The contexts of one update; of several processes, those that are this one's to read.
+
+        Args:
+            update: its number.
+            rank: of this process.
+            count: of processes, which read B / `count` contexts each.
+        """
+        generator = numpy_generator(self._seed, "contexts", update)
         history = self._draw(generator)
         first, end = self._kept.history_starts[history], self._kept.history_starts[history + 1]
         if self._start == "random":
             room = np.maximum(end - first - self.sequence_length, 0)
             first = first + generator.integers(room + 1)
+        first, end = first[rank::count], end[rank::count]
         kept = first[:, None] + np.arange(self.sequence_length)  # (B, T)
         real = kept < end[:, None] if self._padded else None
         rows = self._kept.rows(kept if real is None else np.where(real, kept, first[:, None]))

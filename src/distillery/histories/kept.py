@@ -1,11 +1,15 @@
 """Which episodes of packed histories are read, in which order, and how much a history improves along them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from distillery.histories.packed import PackedHistories
 
 # Improvements are drawn from in proportion; none counts less than this part of the largest.
 IMPROVEMENT_FLOOR = 0.01
+# Whose rewards are held in memory together.
+STEPS_AT_ONCE = 1 << 22
 
 
 def kept_episodes(histories: PackedHistories, keep_every_episode: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +59,28 @@ def improvements(histories: PackedHistories, episodes: np.ndarray, kept_starts: 
     Of a history's only kept episode: of the thirds of its steps, scaled to a whole episode.
     """
     steps = KeptSteps(histories, episodes, kept_starts)
-    rows = steps.rows(np.arange(steps.history_starts[-1]))
-    rewards = np.concatenate([[0.0], np.cumsum(histories.steps["reward"][rows], dtype=np.float64)])
     lengths = np.diff(histories.episode_starts)[episodes]
-    before_episode = rewards[np.concatenate([[0], np.cumsum(lengths)])]  # (kept + 1,) rewards before each kept episode
-    by_episodes = _mean_change(before_episode, kept_starts)
-    by_steps = _mean_change(rewards, steps.history_starts) * np.diff(steps.history_starts)
-    return np.where(np.diff(kept_starts) == 1, by_steps, by_episodes)
+    parts = []
+    for some in _whole_histories(steps.history_starts, STEPS_AT_ONCE):
+        starts, kept = steps.history_starts[some], kept_starts[some]
+        rows = steps.rows(np.arange(starts[0], starts[-1]))
+        rewards = np.concatenate([[0.0], np.cumsum(histories.steps["reward"][rows], dtype=np.float64)])
+        # (kept + 1,) rewards before each kept episode
+        before_episode = rewards[np.concatenate([[0], np.cumsum(lengths[kept[0] : kept[-1]])])]
+        by_episodes = _mean_change(before_episode, kept - kept[0])
+        by_steps = _mean_change(rewards, starts - starts[0]) * np.diff(starts)
+        parts.append(np.where(np.diff(kept) == 1, by_steps, by_episodes))
+    return np.concatenate(parts)
+
+
+def _whole_histories(starts: np.ndarray, num_steps: int) -> Iterator[slice]:
+    """Stretches of starts that divide histories into groups of about so many steps, each with its end."""
+    first, last = 0, len(starts) - 1
+    while first < last:
+        end = int(np.searchsorted(starts, starts[first] + num_steps, side="right")) - 1
+        end = min(max(end, first + 1), last)
+        yield slice(first, end + 1)
+        first = end
 
 
 def _mean_change(sums: np.ndarray, starts: np.ndarray) -> np.ndarray:

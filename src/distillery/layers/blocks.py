@@ -39,7 +39,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = attention
         self.attention_norm, self.feedforward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.feedforward_in = Linear(width, feedforward_width)
+        self.feedforward_in = Linear(width, feedforward_width, rounded=True)
         self.feedforward_out = Linear(feedforward_width, width)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = norm == "pre"

@@ -24,6 +24,7 @@ from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.layers.actions import num_action_parameters
+from distillery.layers.activation_checkpointing import through_blocks
 from distillery.layers.attention import LayerCache, WindowAttention
 from distillery.layers.blocks import NORMS, Block, check_fractions, check_sizes, hide_tokens, initialise
 from distillery.layers.embeddings import IMAGE_CHANNELS, StepEmbedding
@@ -49,6 +50,7 @@ class CausalTransformer(SequenceModel):
         width: W, the embedding dimension.
         num_layers: number of blocks.
         num_heads: attention heads per block.
+        num_key_heads: heads of keys and values per block; must divide `num_heads`. None is as many.
         feedforward_width: hidden width of each block's feed-forward part.
         tokens_per_step: 1 or 3.
         positions: `rotary`, `alibi` or `absolute`; absolute positions are learned for one window only.
@@ -73,6 +75,7 @@ class CausalTransformer(SequenceModel):
         width: int = 64,
         num_layers: int = 4,
         num_heads: int = 4,
+        num_key_heads: int | None = None,
         feedforward_width: int = 256,
         tokens_per_step: int = 1,
         positions: str = "rotary",
@@ -88,6 +91,7 @@ class CausalTransformer(SequenceModel):
         if context_length < 1:
             raise ValueError(f"context_length must be at least 1 environment step, got {context_length}")
         check_sizes(width=width, num_layers=num_layers, num_heads=num_heads, feedforward_width=feedforward_width)
+        check_sizes(num_key_heads=num_heads if num_key_heads is None else num_key_heads)
         check_fractions(rotary_fraction=rotary_fraction, token_mask_probability=token_mask_probability)
         if tokens_per_step not in (1, 3):
             raise ValueError(f"tokens_per_step must be 1 or 3, got {tokens_per_step}")
@@ -108,6 +112,7 @@ class CausalTransformer(SequenceModel):
                 WindowAttention(
                     width,
                     num_heads=num_heads,
+                    num_key_heads=num_key_heads,
                     window=window,
                     positions="none" if positions == "absolute" else positions,
                     dropout=attention_dropout,
@@ -145,9 +150,7 @@ class CausalTransformer(SequenceModel):
         Raises:
             ValueError: with absolute positions, more steps than positions were trained for.
         """
-        x = self._embedded(context.observations, context.actions, context.rewards)
-        for block in self.blocks:
-            x = block(x)
+        x = through_blocks(self.blocks, self._embedded(context.observations, context.actions, context.rewards))
         features: Tensor = self.final_norm(x[:, :: self.tokens_per_step])
         return features
 

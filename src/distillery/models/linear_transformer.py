@@ -24,6 +24,7 @@ from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import TaskSpec
 from distillery.layers.actions import num_action_parameters
+from distillery.layers.activation_checkpointing import through_blocks
 from distillery.layers.blocks import Block, check_fractions, check_sizes, hide_tokens, initialise
 from distillery.layers.embeddings import IMAGE_CHANNELS, StepEmbedding
 from distillery.layers.linear_attention import DeltaCache, GatedDeltaAttention
@@ -111,9 +112,7 @@ class LinearTransformer(SequenceModel):
         x = self.embedding.tokens(
             context.observations, context.actions, context.rewards, per_step=self.tokens_per_step, hide=hide
         )
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
+        x = through_blocks(self.blocks, self.dropout(x))
         features: Tensor = self.final_norm(x[:, :: self.tokens_per_step])
         return features
 

@@ -1,6 +1,7 @@
 """What every stage's command line shares: configuration in, one clear error out."""
 
 import functools
+import hashlib
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+import distillery
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,15 @@ def root() -> Path:
 def scratch(*parts: str) -> Path:
     """A path under the git-ignored folder for caches and training states."""
     return root().joinpath(".scratch", *parts)
+
+
+def code_hash(*wings: str) -> str:
+    """Hex SHA-256 of the Python files of some wings of this package, as they are installed here."""
+    digest = hashlib.sha256()
+    for wing in wings:
+        for file in sorted(Path(distillery.__file__).parent.joinpath(wing).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def require_device(device: str) -> None:

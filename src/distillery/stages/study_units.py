@@ -107,7 +107,7 @@ def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[s
     training = digest(
         None if reads is None else histories,
         plain(config.tasks),
-        plain(config.models),
+        settings_as_before(plain(config.models)),
         plain(config.training),
         plain(config.histories.contexts),
         plain(agent_settings(config)),
@@ -125,7 +125,7 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     config = compose_variant(study, variant, seed, extra)
     is_baseline = variant.agent in BASELINES
     decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
-    decides["sources"] = settings_as_before(config["sources"])
+    decides |= {group: settings_as_before(config[group]) for group in ("sources", "models")}
     decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
     if is_baseline:
         decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}

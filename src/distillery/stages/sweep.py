@@ -123,6 +123,8 @@ def study_settings(config: Mapping[str, Any]) -> StudySettings:
         num_startup_trials=sweeps["sampler"]["num_startup_trials"],
         first_rung_step=sweeps["pruner"]["first_rung_validations"] * schedule["validate_every_updates"],
         reduction_factor=sweeps["pruner"]["reduction_factor"],
+        heartbeat_seconds=sweeps["heartbeat_seconds"],
+        grace_seconds=sweeps["grace_seconds"],
         seed=config["seed"],
     )
 

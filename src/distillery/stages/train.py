@@ -9,13 +9,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-import distillery
 from distillery.core.protocols import SequenceModel, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
@@ -23,7 +23,16 @@ from distillery.evaluation.metrics import validation_score
 from distillery.histories.contexts import Contexts
 from distillery.histories.episodes import relabel
 from distillery.histories.reader import open_packed
-from distillery.stages.entry import agent_settings, build, checkpoint_folder, histories_folder, plain, scratch, stage
+from distillery.stages.entry import (
+    agent_settings,
+    build,
+    checkpoint_folder,
+    code_hash,
+    histories_folder,
+    plain,
+    scratch,
+    stage,
+)
 from distillery.stages.resolve import check_window
 from distillery.stages.validate import require_own_histories
 from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
@@ -32,22 +41,25 @@ from distillery.training.loop import Progress, Schedule, fit
 
 logger = logging.getLogger(__name__)
 
+# Of the runtime, what a training does not go on with another of: its rounding would show in every number.
+_ROUNDING = ("device", "num_threads", "bfloat16", "compile", "fused")
 # What a training's result depends on beside its configuration and data.
 _CODE = ("core", "evaluation", "histories", "layers", "models", "tasks", "training")
 
 
-def fingerprint(config: DictConfig, content_hash: str | None) -> str:
-    """Hex SHA-256 of everything that decides a training's result: settings, data, seed and code."""
+def fingerprint(config: DictConfig, content_hash: str | None, num_processes: int = 1) -> str:
+    """Hex SHA-256 of everything that decides a training's result: settings, data, seed and code.
+
+    Among as many processes as there are, what is learned from histories is divided, and what a learner plays is not.
+    """
     digest = hashlib.sha256()
     settings: dict[str, Any] = {key: plain(config[key]) for key in ("tasks", "models", "training")}
     settings |= {"contexts": plain(config.histories.contexts), "seed": config.seed, "data": content_hash}
-    settings["runtime"] = {key: value for key, value in plain(config.runtime).items() if key != "progress"}
+    settings["runtime"] = {name: config.runtime[name] for name in _ROUNDING}
+    settings["players"] = num_processes if content_hash is None else None
     settings |= {"agent": plain(agent_settings(config)), "torch": str(torch.__version__)}
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    package = Path(distillery.__file__).parent
-    for wing in _CODE:
-        for file in sorted((package / wing).rglob("*.py")):
-            digest.update(file.read_bytes())
+    digest.update(code_hash(*_CODE).encode())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()
 
@@ -94,12 +106,14 @@ def train_model(
         workers: the processes that train together.
     """
     check_window(config)
+    runtime, workers = config.runtime, workers or Workers()
     agent = agent_settings(config)
+    if agent.histories is not None:
+        workers.check_batch_size(config.histories.contexts.batch_size)
     tasks: TaskDistribution = build(config.tasks)
     contexts, content_hash = (None, None) if agent.histories is None else history_contexts(config, tasks)
     torch.manual_seed(stream_seed(config.seed, "model"))
     model: SequenceModel = build(config.models, spec=tasks.spec)
-    runtime, workers = config.runtime, workers or Workers()
     device = workers.device(runtime.device)
     schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
     # A learner without histories makes its own experience on training tasks.
@@ -113,12 +127,14 @@ def train_model(
         bfloat16=runtime.bfloat16,
         compile=runtime.compile,
         fused=runtime.fused,
+        activation_checkpointing=runtime.activation_checkpointing,
+        fsdp=runtime.fsdp,
         **plays,
     )
-    identity = fingerprint(config, content_hash)
+    identity = fingerprint(config, content_hash, workers.count)
     progress = fit(
         learner,
-        learner.play if contexts is None else contexts.batch,
+        learner.play if contexts is None else partial(contexts.batch, rank=workers.rank, count=workers.count),
         schedule,
         validation(config, tasks, device),
         state_file=None if states is None else states / f"{identity[:16]}.pt",
@@ -126,9 +142,11 @@ def train_model(
         on_metrics=on_metrics,
         description=f"training {config.name}/{config.agent}",
         show_progress=runtime.progress,
+        seed=config.seed,
         workers=workers,
     )
     assert progress.best_weights is not None  # the last update is always validated
+    model = learner.whole_model()
     model.load_state_dict(progress.best_weights)
     return model, progress, content_hash
 

@@ -16,14 +16,14 @@ from distillery.histories.reader import validate_dataset
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.resolve import check_window
 
-# Settings of sources that came later than histories and results that are kept, at the value under which all is as it
-# was before.
-_ADDED_SINCE = {"tie_break": "random", "replay": None}
+# Settings of sources and models that came later than histories and results that are kept, at the value under which
+# all is as it was before.
+_ADDED_SINCE = {"tie_break": "random", "replay": None, "num_key_heads": None}
 
 
-def settings_as_before(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a source, without those that came later and change nothing; what is kept stays current by it."""
-    return {key: value for key, value in sources.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
+def settings_as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a source or model, without what came later and changes nothing; what is kept stays current by it."""
+    return {key: value for key, value in settings.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
 
 
 def require_same_tasks(config: DictConfig, stored: Mapping[str, Any], *, what: str) -> None:

@@ -12,7 +12,6 @@ from optuna.storages.journal import JournalFileBackend
 from distillery.core.seeding import stream_seed
 from distillery.sweeps.space import Space, distributions
 
-HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 # A trial that takes its worker down is tried this often again.
 MAX_RETRIES = 2
 
@@ -30,6 +29,8 @@ class StudySettings:
         num_startup_trials: drawn at random before the sampler models anything.
         first_rung_step: successive halving compares trials at this step first.
         reduction_factor: then at this times the step, and so on; each time one in so many may go on.
+        heartbeat_seconds: between two signs of life of a worker, where the storage is a database.
+        grace_seconds: after so long without one its trial is given to another.
         seed: of the sampler. A sole worker proposes the same trials again; several race.
     """
 
@@ -41,12 +42,15 @@ class StudySettings:
     num_startup_trials: int = 5
     first_rung_step: int = 1
     reduction_factor: int = 2
+    heartbeat_seconds: int = 30
+    grace_seconds: int = 120
     seed: int = 0
 
     def __post_init__(self) -> None:
         distributions(self.space)
         lowest = {"num_trials": 1, "max_failed_trials": 1, "num_startup_trials": 1, "first_rung_step": 1}
-        for name, least in (lowest | {"reduction_factor": 2}).items():
+        lowest |= {"reduction_factor": 2, "heartbeat_seconds": 1, "grace_seconds": self.heartbeat_seconds + 1}
+        for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} of a sweep must be at least {least}, got {getattr(self, name)}")
 
@@ -94,8 +98,8 @@ def _storage(settings: StudySettings) -> JournalStorage | RDBStorage:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return RDBStorage(
                 settings.storage,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
+                heartbeat_interval=settings.heartbeat_seconds,
+                grace_period=settings.grace_seconds,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
             )
     settings.journal.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ process that names the same study and storage joins it.
 Dead workers. A journal has no heartbeat, so every process holds a shared lock on a file beside it, which the kernel
 gives back however the process ends. Who finds himself alone knows that every running trial has been abandoned: it is
 marked failed and queued again. With a URL, Optuna's heartbeat does the same once a trial's worker has been silent for
-`storage.GRACE_SECONDS`.
+`StudySettings.grace_seconds`.
 
 Trial functions are expected to be deterministic: a suggestion that was tried before gets the earlier answer.
 """
@@ -87,9 +87,14 @@ def spent(study: optuna.Study, settings: StudySettings) -> bool:
 
 
 def num_errors(study: optuna.Study) -> int:
-    """How many trials failed by themselves, not with their worker."""
+    """How many trials failed by themselves, or with their worker more often than they are tried again."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    return sum("error" in trial.user_attrs for trial in failed)
+    return sum("error" in trial.user_attrs or _times_failed(trial) > MAX_RETRIES for trial in failed)
+
+
+def _times_failed(trial: FrozenTrial) -> int:
+    """With its worker, this time included; Optuna keeps a list where a heartbeat told."""
+    return 1 + max(trial.user_attrs.get("retries", 0), len(trial.system_attrs.get("retry_history", [])))
 
 
 def recover(study: optuna.Study) -> list[int]:
@@ -297,9 +302,16 @@ class Session:
             if not any(codes):
                 return
             logger.warning("a worker was killed (exit codes %s)", ", ".join(map(str, codes)))
-            if self._presence is None or not self._presence.alone():
-                return
-            self._recover(alone=True)
+            if self._presence is not None:
+                if not self._presence.alone():
+                    return
+                self._recover(alone=True)
+            else:
+                # Whose worker is dead, a database shows by its silence alone.
+                _stopping.wait(self.settings.grace_seconds + 1)
+                if _stopping.is_set():
+                    raise KeyboardInterrupt
+                self._recover(alone=False)
 
     def _run_workers(self, function: TrialFunction, on_finished: OnFinished | None, num_workers: int) -> list[int]:
         # Spawned, since a fork would copy torch's and the storage's threads and locks.

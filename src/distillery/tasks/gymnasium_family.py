@@ -209,7 +209,7 @@ def _import(modules: Sequence[str]) -> None:
         except ImportError as error:
             raise ValueError(
                 f"gymnasium_family modules names {module!r}, which cannot be imported ({error}); install it, for "
-                "example with pip install 'distillery[environments]'"
+                "example with pip install -e '.[environments]'"
             ) from error
 
 

@@ -1,7 +1,7 @@
 """Several processes train one model, as `torchrun` starts them: each takes its share of every batch.
 
-Every process draws the same batch and keeps its part, and gradients are averaged, so that the result does not depend
-on the number of processes beyond rounding.
+The processes draw one batch together, each its part, and gradients are averaged, so that the result does not depend on
+the number of processes beyond rounding; but for dropout and hidden tokens, which each draws for itself.
 """
 
 import os
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-
-from distillery.core.records import Context
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,25 @@ class Workers:
         """The device of this process: of several GPUs, its own."""
         return f"cuda:{self.local_rank}" if device == "cuda" and self.count > 1 else device
 
-    def share(self, context: Context) -> Context:
-        """This process's part of a batch.
+    def check_batch_size(self, size: int) -> None:
+        """Refuses batches that cannot be divided evenly.
 
         Raises:
-            ValueError: the batch cannot be divided evenly.
+            ValueError: naming the size.
         """
-        size = len(context.actions)
         if size % self.count:
             raise ValueError(
                 f"histories.contexts.batch_size={size} cannot be divided over {self.count} processes; choose a "
                 f"multiple of {self.count}"
             )
-        part = slice(self.rank, None, self.count)
-        return context.apply(lambda values: values[part])
+
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of what the processes hold, in a tensor of its own if there are several."""
+        if self.count == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.count
 
     def average_gradients(self, model: nn.Module) -> None:
         """Averages gradients over the processes, all in one message."""
@@ -60,11 +63,11 @@ class Workers:
             gradient.copy_(averaged.view_as(gradient))
 
     def from_first(self, value: Any) -> Any:
-        """The value that rank 0 holds."""
+        """The value that rank 0 holds; it goes by way of ordinary memory, however large."""
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
 
@@ -76,7 +79,7 @@ def join_workers(device: str) -> Workers:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     return Workers(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
 

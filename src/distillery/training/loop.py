@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distillery.core.protocols import SequenceModel
+from distillery.core.seeding import stream_seed
 from distillery.training.checkpoints import load_training_state, save_training_state
 from distillery.training.distributed import Workers
 
@@ -25,15 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
-    """Updates a model; `distillery.training.supervised` has the first."""
+    """Updates a model; `distillery.training.supervised` has the first. Processes that train together call alike.
 
-    model: SequenceModel
+    What is random in an update, it draws from torch's own generators, which are seeded anew for each.
+    """
 
-    def update(self, batch: Any, update: int, /) -> dict[str, Tensor]: ...
+    def update(self, batch: Any, update: int, /) -> dict[str, Tensor]:
+        """One update; returns what is reported of it."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def whole_model(self) -> SequenceModel:
+        """The model as it is now, which acts without the other processes."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and all else that an exact resume needs, whole."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +110,13 @@ def fit(
     on_metrics: Callable[[dict[str, float], int], None] = lambda metrics, update: None,
     description: str = "training",
     show_progress: bool = True,
+    seed: int = 0,
     workers: Workers | None = None,
 ) -> Progress:
     """Trains, and leaves the best weights in `Progress.best_weights`.
 
     Args:
-        learner: holds the model.
+        learner: updates the model.
         draw: the batch of a given update, counted from 0: contexts, or whatever else the learner learns from.
         schedule: how long, and when to validate.
         validate: scores the model in context; the entry ``score`` is what selects.
@@ -116,11 +125,12 @@ def fit(
         on_metrics: called with training metrics and validation scores; may raise to stop the trial.
         description: of the progress bar.
         show_progress: whether to draw it.
+        seed: of what is random in updates; those of an update depend on its number and the process alone.
         workers: the processes that train together; only the first validates, reports and keeps states.
     """
     workers = workers or Workers()
     first = workers.rank == 0
-    progress = _resume(learner, state_file, fingerprint)
+    progress = _resume(learner, state_file, fingerprint, workers)
     bar = tqdm(
         total=schedule.num_updates,
         initial=progress.update,
@@ -131,7 +141,9 @@ def fit(
     )
     with contextlib.closing(bar):
         while progress.update < schedule.num_updates and not _plateaued(progress, schedule):
-            metrics = learner.update(draw(progress.update), progress.update)
+            batch = draw(progress.update)
+            torch.manual_seed(stream_seed(seed, "update", progress.update, workers.rank))
+            metrics = learner.update(batch, progress.update)
             progress.update += 1
             bar.update()
             if progress.update % schedule.log_every_updates == 0:
@@ -143,22 +155,25 @@ def fit(
                     on_metrics(values, progress.update)
                 bar.set_postfix(_postfix(progress), refresh=False)
             if schedule.validates_after(progress.update):
-                scores = workers.from_first(validate(learner.model) if first else None)
-                _note_scores(learner, scores, progress)
+                model = learner.whole_model()
+                scores = workers.from_first(validate(model) if first else None)
+                _note_scores(model, scores, progress)
                 if first:
                     on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
                 bar.set_postfix(_postfix(progress))
-                if state_file is not None and first:
-                    _save(learner, progress, state_file, fingerprint)
+                if state_file is not None:
+                    state = learner.state_dict()
+                    if first:
+                        _save(state, progress, state_file, fingerprint)
     return progress
 
 
-def _note_scores(learner: Learner, scores: dict[str, float], progress: Progress) -> None:
+def _note_scores(model: SequenceModel, scores: dict[str, float], progress: Progress) -> None:
     for name, value in scores.items():
         progress.record(f"validation_{name}", value)
     if progress.best_score is None or scores["score"] > progress.best_score:
         progress.best_score, progress.best_update = scores["score"], progress.update
-        progress.best_weights = copy.deepcopy(learner.model.state_dict())
+        progress.best_weights = copy.deepcopy(model.state_dict())
         progress.validations_without_gain = 0
     else:
         progress.validations_without_gain += 1
@@ -183,14 +198,11 @@ def _require_finite(values: dict[str, float], update: int) -> None:
             )
 
 
-def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: str) -> None:
+def _save(learner_state: dict[str, Any], progress: Progress, state_file: Path, fingerprint: str) -> None:
     state = {
         "fingerprint": fingerprint,
         "progress": dict(vars(progress)),
-        "model": learner.model.state_dict(),
-        "learner": learner.state_dict(),
-        "cpu_random_state": torch.get_rng_state(),
-        "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "learner": learner_state,
     }
     try:
         save_training_state(state_file, state)
@@ -198,18 +210,21 @@ def _save(learner: Learner, progress: Progress, state_file: Path, fingerprint: s
         logger.warning("the training state was not saved: %s", error)
 
 
-def _resume(learner: Learner, state_file: Path | None, fingerprint: str) -> Progress:
-    state = load_training_state(state_file) if state_file is not None else None
+def _resume(learner: Learner, state_file: Path | None, fingerprint: str, workers: Workers) -> Progress:
+    """What the first process finds, who alone keeps states, whatever other disks hold."""
+    state = _kept_state(state_file, fingerprint) if workers.rank == 0 and state_file is not None else None
+    state = workers.from_first(state)
     if state is None:
         return Progress()
-    if state["fingerprint"] != fingerprint:
-        logger.warning("%s was left by another configuration and is not resumed", state_file)
-        return Progress()
-    learner.model.load_state_dict(state["model"])
     learner.load_state_dict(state["learner"])
-    torch.set_rng_state(state["cpu_random_state"])
-    if state["cuda_random_states"]:
-        torch.cuda.set_rng_state_all(state["cuda_random_states"])
     progress = Progress(**state["progress"])
     logger.info("resuming after update %d from %s", progress.update, state_file)
     return progress
+
+
+def _kept_state(state_file: Path, fingerprint: str) -> dict[str, Any] | None:
+    state = load_training_state(state_file)
+    if state is None or state["fingerprint"] == fingerprint:
+        return state
+    logger.warning("%s was left by another configuration and is not resumed", state_file)
+    return None

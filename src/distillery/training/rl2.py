@@ -47,9 +47,11 @@ from distillery.core.protocols import SequenceModel, TaskBatch, TaskDistribution
 from distillery.core.records import Context
 from distillery.core.seeding import numpy_generator, stream_seed, torch_generator
 from distillery.layers.actions import entropy, log_probability, sample
+from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.layers.value_head import ValueHead
 from distillery.training.distributed import Workers
+from distillery.training.sharding import blocks_of
 from distillery.training.trials import Trials, estimate_advantages
 
 ADAM_EPSILON = 1e-5
@@ -83,6 +85,8 @@ class RL2Learner:
         bfloat16: updates multiply in bfloat16; acting stays in float32.
         compile: compile the pass over trials with `torch.compile`; acting stays as it is.
         fused: use Adam's fused kernel.
+        activation_checkpointing: see `distillery.layers.activation_checkpointing`.
+        fsdp: refused, since acting needs the whole model in every process.
         workers: the processes that train together; None is this one alone. Each plays its own tasks and normalises
             its own advantages, so that the result depends on their number.
 
@@ -116,8 +120,14 @@ class RL2Learner:
         bfloat16: bool = False,
         compile: bool = False,
         fused: bool = False,
+        activation_checkpointing: bool = False,
+        fsdp: bool = False,
         workers: Workers | None = None,
     ) -> None:
+        if fsdp:
+            raise ValueError("runtime.fsdp is for learners from histories; one that plays needs the model whole")
+        if activation_checkpointing:
+            blocks_of(model, "runtime.activation_checkpointing")
         self._workers = workers or Workers()
         final_entropy_weight = entropy_weight if final_entropy_weight is None else final_entropy_weight
         _require_at_least(1, num_updates=num_updates, batch_tasks=batch_tasks, episodes_per_trial=episodes_per_trial)
@@ -148,6 +158,7 @@ class RL2Learner:
         self._entropy_weights, self._value_weight = (entropy_weight, final_entropy_weight), value_weight
         self._num_epochs, self._num_minibatches = num_epochs, num_minibatches
         self._gradient_clip, self._bfloat16 = gradient_clip, bfloat16
+        self._activation_checkpointing = activation_checkpointing
         self._optimiser = torch.optim.Adam(
             self._both.parameters(), lr=learning_rate, eps=ADAM_EPSILON, fused=fused or None
         )
@@ -258,7 +269,10 @@ class RL2Learner:
     def _read(self, trials: Trials, part: Tensor) -> tuple[Tensor, Tensor]:
         """(b, T, P) parameters of actions and (b, T, W) features of some trials."""
         context = trials.context
-        with bfloat16_products(self.device.type, enabled=self._bfloat16):
+        with (
+            bfloat16_products(self.device.type, enabled=self._bfloat16),
+            activation_checkpointing(enabled=self._activation_checkpointing),
+        ):
             features = self._encode(Context(context.observations[part], context.actions[part], context.rewards[part]))
             return self.model.action_head(features), features
 
@@ -286,13 +300,17 @@ class RL2Learner:
         losses = {name: value.detach() for name, value in losses.items()}
         return {**losses, "clipped_fraction": clipped_part, "gradient_norm": norm}
 
+    def whole_model(self) -> SequenceModel:
+        """The model, which every process has whole."""
+        return self.model
+
     def state_dict(self) -> dict[str, Any]:
-        """Value head and optimiser state, for exact resume; every update's draws are seeded anew."""
-        return {"value_head": self.value_head.state_dict(), "optimiser": self._optimiser.state_dict()}
+        """Weights and optimiser state, for exact resume; every update's draws are seeded anew."""
+        return {"networks": self._both.state_dict(), "optimiser": self._optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.value_head.load_state_dict(state["value_head"])
+        self._both.load_state_dict(state["networks"])
         self._optimiser.load_state_dict(state["optimiser"])
 
 

@@ -9,6 +9,7 @@ The action is the one the source took, and every weight 1, unless the context ha
 Letters: B batch, T environment steps, K numbers of an action, P parameters of an action.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -19,8 +20,17 @@ from distillery.core.protocols import SequenceModel
 from distillery.core.records import Context
 from distillery.core.specs import Box
 from distillery.layers.actions import prediction_loss
+from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.training.distributed import Workers
+from distillery.training.sharding import (
+    blocks_of,
+    gathered,
+    load_model_state,
+    load_optimiser_state,
+    shard_parameters,
+    whole,
+)
 
 OPTIMISERS = ("adamw", "muon")
 SMALLEST_WEIGHT = 1e-8
@@ -47,10 +57,12 @@ class SupervisedLearner:
         bfloat16: multiply in bfloat16, see `distillery.layers.precision`.
         compile: compile the forward pass with `torch.compile`.
         fused: use AdamW's fused kernel.
+        activation_checkpointing: see `distillery.layers.activation_checkpointing`.
+        fsdp: spread the model over the processes, see `distillery.training.sharding`.
         workers: the processes that train together; None is this one alone.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or two do not go together.
     """
 
     def __init__(
@@ -72,6 +84,8 @@ class SupervisedLearner:
         bfloat16: bool = False,
         compile: bool = False,
         fused: bool = False,
+        activation_checkpointing: bool = False,
+        fsdp: bool = False,
         workers: Workers | None = None,
     ) -> None:
         if optimiser not in OPTIMISERS:
@@ -100,13 +114,26 @@ class SupervisedLearner:
                 f"training label_smoothing={label_smoothing} is for discrete actions, and these are "
                 f"{model.spec.action}; set it to 0"
             )
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
+        if fsdp and optimiser != "adamw":
+            raise ValueError(
+                f"runtime.fsdp spreads matrices over processes, and training.learner.optimiser={optimiser} needs them "
+                "whole; set training.learner.optimiser=adamw or runtime.fsdp=false"
+            )
+        if activation_checkpointing:
+            blocks_of(model, "runtime.activation_checkpointing")
+        self.device, self._workers = torch.device(device), workers or Workers()
+        self._sharded = fsdp and self._workers.count > 1
+        if self._sharded:
+            self._whole_model = copy.deepcopy(model)
+            shard_parameters(model, self._workers, self.device.type)
+            self.model = model
+        else:
+            self.model = self._whole_model = model.to(self.device)
         self._forward = torch.compile(model) if compile else model
         self._num_updates, self._warmup_fraction = num_updates, warmup_fraction
         self._initial_fraction, self._final_fraction = initial_fraction, final_fraction
         self._gradient_clip, self._label_smoothing = gradient_clip, label_smoothing
-        self._bfloat16, self._workers = bfloat16, workers or Workers()
+        self._bfloat16, self._activation_checkpointing = bfloat16, activation_checkpointing
         self._optimisers: list[torch.optim.Optimizer] = []
         matrices = _block_matrices(model) if optimiser == "muon" else []
         chosen = {id(parameter) for parameter in matrices}
@@ -136,7 +163,10 @@ class SupervisedLearner:
             context: with what is to be predicted.
             total_weight: what the weighted sum is divided by; None says the sum of the context's own weights.
         """
-        with bfloat16_products(self.device.type, enabled=self._bfloat16):
+        with (
+            bfloat16_products(self.device.type, enabled=self._bfloat16),
+            activation_checkpointing(enabled=self._activation_checkpointing),
+        ):
             parameters = self._forward(context)
         targets = context.actions if context.targets is None else context.targets
         losses = prediction_loss(
@@ -148,29 +178,47 @@ class SupervisedLearner:
         return (losses * context.weights).sum() / total.clamp(min=SMALLEST_WEIGHT)
 
     def update(self, context: Context, update: int) -> dict[str, Tensor]:
-        """One optimisation step; returns the loss and the gradient norm before clipping, still on the device."""
+        """One optimisation step on this process's part of a batch.
+
+        Returns:
+            The whole batch's loss and its gradient's norm before clipping, still on the device.
+        """
         self.model.train()
         for optimiser, peak_rate in zip(self._optimisers, self._peak_rates, strict=True):
             optimiser.zero_grad(set_to_none=True)
             optimiser.param_groups[0]["lr"] = peak_rate * self.rate_fraction(update)
-        # Of the whole batch, so that the mean of the processes' gradients is its own, however weights are spread.
-        total = None if context.weights is None else (context.weights.sum() / self._workers.count).to(self.device)
-        loss = self.loss(self._workers.share(context).to(self.device), total_weight=total)
+        context = context.to(self.device)
+        # Of all processes, so that the mean of their gradients is the whole batch's, however weights are spread.
+        total = None if context.weights is None else self._workers.average(context.weights.sum())
+        loss = self.loss(context, total_weight=total)
         loss.backward()
-        self._workers.average_gradients(self.model)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip)
+        if not self._sharded:  # sharded models average theirs as they spread them
+            self._workers.average_gradients(self.model)
+        norm = gathered(nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_clip))
         for optimiser in self._optimisers:
             optimiser.step()
-        return {"loss": loss.detach(), "gradient_norm": norm}
+        return {"loss": self._workers.average(loss.detach()), "gradient_norm": norm}
+
+    def whole_model(self) -> SequenceModel:
+        """The model with its present weights; of a sharded one a copy, on the first process's device."""
+        if self._sharded:
+            self._whole_model.load_state_dict(whole(self.model.state_dict()))
+            if self._workers.rank == 0:
+                self._whole_model.to(self.device)
+        return self._whole_model
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser state, for exact resume."""
-        return {"optimisers": [optimiser.state_dict() for optimiser in self._optimisers]}
+        """Weights and optimiser states, for exact resume; of sharded models whole, every process calling alike."""
+        return {
+            "model": whole(self.model.state_dict()),
+            "optimisers": [whole(optimiser.state_dict()) for optimiser in self._optimisers],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        load_model_state(self.model, state["model"])
         for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+            load_optimiser_state(optimiser, saved)
 
 
 def _block_matrices(model: SequenceModel) -> list[nn.Parameter]:
