@@ -341,7 +341,7 @@ def test_specs() -> None:
         ({"best_return": 0.0}, "best_return.*0.0.*reward_offset"),
         ({"reward_scale": 0.0}, "reward_scale.*0"),
         ({"reward_offset": math.nan}, "reward_offset.*nan"),
-        ({"modules": ["no_such_module"]}, r"'no_such_module'.*distillery\[environments\]"),
+        ({"modules": ["no_such_module"]}, r"'no_such_module'.*pip install -e '\.\[environments\]'"),
         ({"variations": {"colour": [1.0, 2.0]}, "fixed_reset_seed": True}, "'colour'.*neither"),
         ({"variations": {"gravity": {"low": 3.0, "high": 2.0}}}, "gravity.*low below high"),
         ({"variations": {"gravity": {"low": 3.0}}}, "gravity"),

@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 
 FLUSH_SECONDS = 5.0
 CHECK_SECONDS = 5
+# Databases that are reached over a network, and whose drivers take a time limit.
+DATABASE_SERVERS = ("postgresql", "mysql")
 # A database that another process is migrating on a busy machine.
 LOCK_SECONDS = 120
 MAX_METRICS_PER_CALL = 1000
@@ -116,6 +118,7 @@ class MlflowTracker:
         # A database whose driver is not installed is found out on import.
         errors: tuple[type[Exception], ...] = (*_store_errors(), ImportError)
         try:
+            self._reach_database()
             with _impatient():
                 self.open()
         except errors as error:
@@ -124,6 +127,15 @@ class MlflowTracker:
                 "address, or unset MLFLOW_TRACKING_URI to use the local database, or track nothing with "
                 "`tracking=none`"
             ) from error
+
+    def _reach_database(self) -> None:
+        """One attempt at a database server, which MLflow would go on trying to reach for minutes."""
+        import sqlalchemy
+
+        if self.uri.partition("://")[0].partition("+")[0] in DATABASE_SERVERS:
+            timeout = {"connect_timeout": CHECK_SECONDS}
+            engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool, connect_args=timeout)
+            engine.connect().close()
 
     def open(self) -> tuple[Any, str]:
         """The client and the experiment's id; the first use of a store creates what is missing in it."""
