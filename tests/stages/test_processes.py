@@ -10,16 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.stages.small_room import SMALL_ROOM
+
 SETTINGS = [
     "tracking=none",
     "experiment=dark_room",
     "dataset=few",
-    "tasks.width=5",
-    "tasks.height=5",
-    "tasks.episode_steps=8",
-    "tasks.num_validation=3",
-    "tasks.num_held_out=4",
-    "sources.num_episodes=40",
+    *SMALL_ROOM,
     "histories.collection.runs_per_task=4",
     "histories.contexts.sequence_length=32",
     "histories.contexts.batch_size=8",

@@ -13,16 +13,12 @@ import torch
 from hydra import compose, initialize_config_module
 
 from distillery.stages.collect import collect
+from tests.stages.small_room import SMALL_ROOM
 
 SETTINGS = [
     "tracking=none",
     "experiment=dark_room",
-    "tasks.width=5",
-    "tasks.height=5",
-    "tasks.episode_steps=8",
-    "tasks.num_validation=3",
-    "tasks.num_held_out=4",
-    "sources.num_episodes=40",
+    *SMALL_ROOM,
     "histories.collection.runs_per_task=20",
     "histories.collection.learners_per_shard=50",
     "histories.collection.selection.min_final_fraction=0.99",

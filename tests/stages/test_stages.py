@@ -16,16 +16,12 @@ from hydra import compose, initialize_config_module
 
 from distillery.stages.train import forget_states
 from distillery.training.supervised import SupervisedLearner
+from tests.stages.small_room import SMALL_ROOM
 
 TINY = [
     "dataset=tiny",
     "tracking=none",
-    "tasks.width=5",
-    "tasks.height=5",
-    "tasks.episode_steps=8",
-    "tasks.num_validation=3",
-    "tasks.num_held_out=4",
-    "sources.num_episodes=40",
+    *SMALL_ROOM,
     "histories.collection.runs_per_task=2",
     "histories.collection.selection.min_final_fraction=null",
     "histories.contexts.sequence_length=32",

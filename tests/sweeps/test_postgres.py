@@ -20,7 +20,7 @@ from distillery.sweeps.storage import open_study
 from distillery.sweeps.study import FINISHED, Session
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trials import DEFAULT, QUICK_HEARTBEAT, parabola, settings
+from trials import DEFAULT, QUICK_HEARTBEAT, killing, parabola, run, settings
 
 GRACE = timedelta(seconds=QUICK_HEARTBEAT["grace_seconds"])
 PROGRAMS = ("initdb", "postgres")
@@ -94,9 +94,7 @@ def slow_parabola(attempt) -> float:
 
 def test_workers_share_one_budget(tmp_path, server):
     study = config(tmp_path, server, "shared", num_trials=10)
-    with Session(study, DEFAULT, {}) as session:
-        session.run(slow_parabola, num_workers=3)
-        trials = session.study.get_trials()
+    trials = run(study, slow_parabola, num_workers=3)
     finished = [trial for trial in trials if trial.state in FINISHED]
     # Workers that end within the same instant may all begin another one.
     assert 10 <= len(finished) <= 12
@@ -113,9 +111,7 @@ def test_the_trial_of_a_dead_worker_is_tried_again_by_another(tmp_path, server):
     abandoned = open_study(study).get_trials()[2]
     assert abandoned.state == TrialState.RUNNING
     time.sleep(QUICK_HEARTBEAT["grace_seconds"] + 1)
-    with Session(study, DEFAULT, {}) as session:
-        session.run(parabola)
-        trials = session.study.get_trials()
+    trials = run(study)
     assert trials[2].state == TrialState.FAIL
     again = [trial for trial in trials[3:] if trial.params == abandoned.params]
     assert again
@@ -125,28 +121,16 @@ def test_the_trial_of_a_dead_worker_is_tried_again_by_another(tmp_path, server):
 
 def test_a_killed_worker_of_a_session_is_replaced_and_its_trial_kept(tmp_path, server):
     study = config(tmp_path, server, "killed", num_trials=6)
-    with Session(study, DEFAULT, {}) as session:
-        session.run(killing, num_workers=2)
-        trials = session.study.get_trials()
+    trials = run(study, killing, num_workers=2)
     (killed,) = [trial for trial in trials if trial.state == TrialState.FAIL]
     finished = [trial for trial in trials if trial.state in FINISHED]
     assert 6 <= len(finished) <= 7
     assert killed.params in [trial.params for trial in finished]
 
 
-def killing(attempt) -> float:
-    """Takes its worker down, once."""
-    if attempt.number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.05)
-    return parabola(attempt)
-
-
 def test_a_trial_that_ends_all_its_workers_ends_the_sweep(tmp_path, server):
     study = config(tmp_path, server, "deadly", max_failed_trials=1)
-    with Session(study, DEFAULT, {}) as session:
-        session.run(deadly, num_workers=2)
-        trials = session.study.get_trials()
+    trials = run(study, deadly, num_workers=2)
     assert {trial.state for trial in trials} <= {TrialState.FAIL, TrialState.WAITING}
 
 
@@ -158,9 +142,7 @@ def deadly(attempt) -> float:
 def test_a_worker_that_is_alive_keeps_its_trial(tmp_path, server):
     """The other begins a trial every half second, and looks for dead ones each time."""
     study = config(tmp_path, server, "alive", num_trials=12)
-    with Session(study, DEFAULT, {}) as session:
-        session.run(longer_than_the_grace, num_workers=2)
-        trials = session.study.get_trials()
+    trials = run(study, longer_than_the_grace, num_workers=2)
     assert not [trial for trial in trials if trial.state == TrialState.FAIL]
     started_late = [t for t in trials[1:] if t.datetime_start > trials[0].datetime_start + GRACE]
     assert started_late

@@ -1,10 +1,8 @@
 """The study's promises, on a trial function that costs nothing."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,7 @@ from distillery.sweeps.storage import MAX_RETRIES, open_study, shown
 from distillery.sweeps.study import FINISHED, Session, recover, spent, work
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trials import DEFAULT, SPACE, parabola, settings
-
-
-def run(config, function=parabola, facts=None, **options):
-    with Session(config, DEFAULT, facts or {}) as session:
-        session.run(function, **options)
-        return session.study.get_trials()
+from trials import DEFAULT, SPACE, killing, parabola, run, settings
 
 
 def states(trials) -> list[str]:
@@ -123,14 +115,6 @@ def test_two_workers_share_the_budget_and_a_killed_one_is_replaced(tmp_path):
     assert sum(trial.params == DEFAULT for trial in trials) == 1
     (killed,) = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert [trial.params for trial in finished if trial.user_attrs.get("retry_of") == killed.number] == [killed.params]
-
-
-def killing(attempt):
-    """Takes its worker down, once."""
-    if attempt.number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.05)
-    return parabola(attempt)
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path):

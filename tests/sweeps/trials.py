@@ -1,9 +1,12 @@
 """Trial functions that worker processes can import, and a program that is killed in the middle of a trial."""
 
+import os
 import signal
 import sys
 import time
 from pathlib import Path
+
+from optuna.trial import FrozenTrial
 
 from distillery.sweeps.storage import StudySettings
 from distillery.sweeps.study import Attempt, Session
@@ -34,6 +37,21 @@ def hanging(attempt: Attempt) -> float:
     if attempt.number == 2:
         print("hanging", flush=True)
         time.sleep(600)
+    return parabola(attempt)
+
+
+def run(config: StudySettings, function=parabola, facts=None, **options) -> list[FrozenTrial]:
+    """All trials of the study, once its budget is spent."""
+    with Session(config, DEFAULT, facts or {}) as session:
+        session.run(function, **options)
+        return session.study.get_trials()
+
+
+def killing(attempt: Attempt) -> float:
+    """Takes its worker down, once."""
+    if attempt.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
     return parabola(attempt)
 
 
