@@ -1,20 +1,27 @@
 """A study runs for real: shares what is equal, adds up over sittings, resumes, and becomes a page."""
 
+import html
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from distillery.papers.results import Run, SplitResult, add_run, read_runs
-from distillery.papers.statistics import NOT_RUN, StudyNumbers
-from distillery.papers.study import Study, load_study, study_names
+from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, StudyNumbers
+from distillery.papers.study import Study, load_claims, load_study, study_names
 from distillery.reports.tables import DASH
 from distillery.stages import compare, paper
-from distillery.stages.paper_page import gathered, split_metrics, study_values, write_page
+from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
 from distillery.stages.study_units import digest, runtime_of, unit_of, units_of
 
@@ -133,7 +140,14 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     values, image = study_values(study, results)
     assert image is not None and image.startswith(b"\x89PNG")
     assert values["rows"][0]["variant"] == "AD"
-    assert values["checks"][0]["mark"] in ("yes", "no") and (values["num_runs"], values["num_planned"]) == (8, 8)
+    assert values["checks"][0]["mark"] in (MET, REFUTED, UNDECIDED)
+    assert values["checks"][0]["numbers"].endswith(", so far of 2 trainings")
+    assert (values["num_runs"], values["num_planned"]) == (8, 8)
+    model, training, histories, evaluation = values["setup"]["sentences"]
+    assert "1 layer of width 16; each layer sees 32 steps (4 episodes)." in model
+    assert "20 updates of 8 sequences of 64 steps (8 episodes), 0.0102 million steps" in training
+    assert "Explorer, 4 runs a training task" in histories and "4 held-out tasks, sampled actions" in evaluation
+    assert all(run.evaluation_commit is not None for run in read_runs("toy", results) if run.data is not None)
     assert [row["prompt level"] != DASH for row in values["rows"]] == [
         row["variant"] == "prompted" for row in values["rows"]
     ]
@@ -143,6 +157,13 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     assert low <= metrics["final_return"] <= high
     empty, nothing = study_values(study, folder / "nowhere")
     assert empty["verdict"] == NOT_RUN and nothing is None
+    studies = [study, replace(study, checks=tuple(replace(check, claim=1) for check in study.checks))]
+    (folder / "papers" / "toys" / "claims.yaml").write_text("1: It learns.\n2: It flies.\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distillery.stages.paper_page.load_claims", partial(load_claims, folder=folder / "papers"))
+        learns, flies = claim_rows(studies, results)
+    assert learns["num_checks"] == 1 and learns["studies"] == [{"name": "toy", "title": "A toy"}]
+    assert learns["verdict"].endswith("so far") and flies["verdict"] == NOT_RUN
 
 
 def test_runs_of_other_settings_are_not_compared(tmp_path, monkeypatch):
@@ -193,8 +214,14 @@ def test_two_variants_compare(ran, monkeypatch, capsys):
 def test_committed_results_make_a_page(tmp_path):
     root = Path(__file__).parents[2]
     page = write_page(tmp_path / "paper.html", root / "data" / "results")
-    text = page.read_text()
-    assert "Dark Room" in text and "Watermaze" in text and "{{" not in text
+    text = html.unescape(page.read_text())
+    assert "{{" not in text
+    for name in study_names():
+        study = load_study(name)
+        assert (f'<h2 id="{name}">' in text) != study.on_request
+        assert study.on_request or all(check.text in text for check in study.checks)
+    assert all(claim in text for claim in load_claims("algorithm_distillation").values())
+    assert all(f"{name} runtime=cuda" in text for name in study_names() if load_study(name).on_request)
 
 
 def test_gathered_metrics_have_the_reports_form():
@@ -205,6 +232,44 @@ def test_gathered_metrics_have_the_reports_form():
             json.dumps(by_split, allow_nan=False)
 
 
+@pytest.mark.slow
+def test_a_killed_worker_takes_no_other_run_with_it(tmp_path, monkeypatch, capsys):
+    """The kernel kills whatever it likes where memory is short; the pool ends, and the runs go on in another."""
+    monkeypatch.chdir(tmp_path)
+    variants = {name: STUDY["variants"][name] for name in ("ad", "random", "source")}
+    study = write_study(tmp_path, STUDY | {"variants": variants})
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            for child in psutil.Process().children():
+                # The resource tracker is a child, too.
+                if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 1.0:
+                    child.kill()
+                    killed.append(child.pid)
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    assert paper.run_studies([(study, study.variants)], num_workers=1, num_threads=1, extra=[]) == 0
+    killer.join(timeout=1)
+    assert killed and "a worker was killed; 4 runs are left" in capsys.readouterr().out
+    assert len(read_runs("toy")) == 4
+
+
+def test_workers_that_die_again_and_again_end_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paper, "_start_worker", _die)
+    study = write_study(tmp_path, STUDY)
+    assert paper.run_studies([(study, ["random"])], num_workers=1, num_threads=1, extra=[]) == 1
+    assert "workers were killed 2 times before any run was done" in capsys.readouterr().out
+
+
+def _die(num_threads: int, parent: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_study_cannot_be_changed_from_the_command_line(capsys):
     with pytest.raises(SystemExit, match=r"models\.width=3 would change a published study"):
         paper.main(["dark_room", "models.width=3"])
@@ -213,7 +278,7 @@ def test_a_study_cannot_be_changed_from_the_command_line(capsys):
     with pytest.raises(SystemExit, match="no study 'dark_hall'"):
         paper.main(["dark_hall"])
     with pytest.raises(
-        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_explorer"
+        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_resplit"
     ):
         paper.main(["dark_room/nonsense"])
 

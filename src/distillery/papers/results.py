@@ -51,12 +51,13 @@ class Run:
         variant: its name.
         seed: of the training and of the evaluation.
         settings: hash of everything that decides the result, but the code.
-        commit: of the code that ran it.
+        commit: of the code that trained it, or ran it where nothing is trained.
         splits: by name.
         data: content hash of the histories, or None where none were read.
         updates: at which the checkpoint was selected, or None.
         minutes: it took: training and evaluation.
         extra: further numbers of this variant, such as attention shares.
+        evaluation_commit: of the code that evaluated what may have been trained before; None was not recorded.
     """
 
     variant: str
@@ -68,6 +69,7 @@ class Run:
     updates: int | None = None
     minutes: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    evaluation_commit: str | None = None
 
 
 def _rounded(value: Any) -> Any:

@@ -1,5 +1,8 @@
 """Numbers of a study: levels with intervals over training seeds and tasks, differences, and verdicts.
 
+A check is met or refuted where its interval lies on one side of what is asked, and undecided where it does not; a
+verdict on few trainings is one so far.
+
 What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the
 t interval over the means of the training seeds, and a difference is judged by Welch's. Where there is one training,
 its tasks are all there is to vary. Beside it stands what the field reports: the interquartile mean with its 95 %
@@ -10,7 +13,7 @@ Letters: S training seeds, K tasks, N episodes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,57 @@ WINDOW = 10
 SAME = 1e-9  # numbers this close are equal but for rounding
 # What normalised scores count as 0 and 1.
 ENDS = ("random", "source")
-HOLDS, SO_FAR, IN_PART, DOES_NOT, NOT_RUN = "holds", "holds so far", "holds in part", "does not", "not run yet"
+# A check that rests on fewer trainings is one so far, however many are planned.
+MIN_TRAININGS = 3
+MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
+HOLDS, IN_PART, DOES_NOT, OPEN, NOT_RUN = "holds", "holds in part", "does not hold", "is undecided", "not run yet"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a check.
+
+    Attributes:
+        status: `MET`, `REFUTED`, `UNDECIDED` or `UNRUN`.
+        text: the numbers in words.
+        is_final: whether all trainings are there that it is to rest on.
+    """
+
+    status: str
+    text: str
+    is_final: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a claim.
+
+    Attributes:
+        word: `HOLDS`, `IN_PART`, `DOES_NOT`, `OPEN` or `NOT_RUN`.
+        is_final: whether all its checks are.
+    """
+
+    word: str
+    is_final: bool
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return self.word if self.is_final or self.word == NOT_RUN else f"{self.word} so far"
+
+
+def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
+    """What the outcomes of a claim's checks come to."""
+    found = [outcome.status for outcome in outcomes]
+    is_final = all(outcome.is_final for outcome in outcomes)
+    decided = {status for status in found if status != UNRUN}
+    if not decided:
+        return Verdict(NOT_RUN, False)
+    if decided == {MET}:
+        return Verdict(HOLDS, is_final)
+    if MET in decided:
+        return Verdict(IN_PART, is_final)
+    return Verdict(DOES_NOT if REFUTED in decided else OPEN, is_final)
 
 
 @dataclass(frozen=True)
@@ -90,18 +143,25 @@ def iqm_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def scores_of(
-    runs: Sequence[Run], metric: str, split: str, ends: Mapping[str, np.ndarray] | None = None
+    runs: Sequence[Run],
+    metric: str,
+    split: str,
+    ends: Mapping[str, np.ndarray] | None = None,
+    episodes: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """(S, K) scores of one variant's runs.
 
     Args:
         runs: of the variant, one a seed.
-        metric: `final`, `first`, `gain` or `normalised`; or one of the runs' own numbers, K being 1.
+        metric: `final`, `first`, `gain`, `normalised` or `oracle_fraction`; or one of the runs' own
+            numbers, K being 1.
         split: of the tasks.
         ends: for `normalised`: the returns that count as 0 and 1, `random` and `source`, each a number per task mean.
+        episodes: first and last of those that `final` averages, K being 1, for runs hold these as means over tasks;
+            None is each task's last ten.
 
     Raises:
-        ValueError: a run lacks the split.
+        ValueError: a run lacks the split, or ends before those episodes.
     """
     rows = []
     for run in runs:
@@ -112,11 +172,20 @@ def scores_of(
             continue
         result = run.splits[split]
         first, final = np.array(result.first), np.array(result.final)
+        if episodes is not None:
+            begin, end = episodes
+            if end > len(result.curve):
+                raise ValueError(
+                    f"run {run.variant}/{run.seed} has {len(result.curve)} episodes, and a check asks for {begin} "
+                    f"to {end}"
+                )
+            first, final = np.array(result.curve[:1]), np.array([np.mean(result.curve[begin - 1 : end])])
         if metric == "normalised":
             assert ends is not None
             rows.append((final - ends["random"].mean()) / (ends["source"].mean() - ends["random"].mean()))
         else:
-            rows.append({"final": final, "first": first, "gain": final - first}[metric])
+            kinds = {"final": final, "first": first, "gain": final - first}
+            rows.append(final / np.array(result.oracle) if metric == "oracle_fraction" else kinds[metric])
     return np.stack(rows)
 
 
@@ -156,18 +225,40 @@ class StudyNumbers:
         """The runs of one variant, one a seed."""
         return self._runs[variant]
 
-    def scores(self, variant: str, *, metric: str | None = None, split: str = "held_out") -> np.ndarray:
+    def scores(
+        self,
+        variant: str,
+        *,
+        metric: str | None = None,
+        split: str = "held_out",
+        episodes: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """(S, K) scores; see `scores_of`."""
         metric = metric or self.study.metric
-        ends = None
-        if metric == "normalised":
-            ends = {end: scores_of(self._runs[end], "final", split) for end in ENDS}
+        ends = self._ends(split) if metric == "normalised" else None
         runs = [run for run in self._runs[variant] if split in run.splits]
-        return scores_of(runs, metric, split, ends)
+        return scores_of(runs, metric, split, ends, episodes)
 
-    def level(self, variant: str, *, metric: str | None = None, split: str = "held_out") -> Level:
-        """The level of one variant."""
-        return level(self.scores(variant, metric=metric, split=split))
+    def _ends(self, split: str) -> dict[str, np.ndarray]:
+        return {end: scores_of(self._runs[end], "final", split) for end in ENDS}
+
+    def level(
+        self,
+        variant: str,
+        *,
+        metric: str | None = None,
+        split: str = "held_out",
+        episodes: tuple[int, int] | None = None,
+    ) -> Level:
+        """The level of one variant; of normalised scores, interquartile means are scaled by interquartile means."""
+        found = level(self.scores(variant, metric=metric, split=split, episodes=episodes))
+        if (metric or self.study.metric) != "normalised":
+            return found
+        returns = level(self.scores(variant, metric="final", split=split))
+        zero, one = (float(stats.trim_mean(scores.ravel(), 0.25)) for scores in self._ends(split).values())
+        iqms = (returns.iqm, returns.iqm_low, returns.iqm_high)
+        iqm, iqm_low, iqm_high = ((value - zero) / (one - zero) for value in iqms)
+        return replace(found, iqm=iqm, iqm_low=iqm_low, iqm_high=iqm_high)
 
     def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
         """(S, N) mean return of every episode, a row for each seed."""
@@ -179,70 +270,102 @@ class StudyNumbers:
             return None
         return episodes_to(self.curve(variant, split).mean(0), self.study.level)
 
-    def failures(self, variant: str, split: str = "held_out") -> list[tuple[int, float, float]]:
-        """Task, mean final return over seeds, and share of failed lifetimes, worst first."""
+    def failures(self, variant: str, split: str = "held_out") -> list[tuple[int, float, float, float]]:
+        """Task, mean final return over seeds, oracle's return, and share of failed lifetimes, worst first."""
         results = [run.splits[split] for run in self._runs[variant]]
         final = np.mean([result.final for result in results], 0)
         failed = np.mean([result.failed for result in results], 0)
         oracle = np.array(results[0].oracle)
         order = np.argsort(final / oracle, kind="stable")
-        return [(results[0].task_ids[i], float(final[i]), float(failed[i])) for i in order]
+        return [(results[0].task_ids[i], float(final[i]), float(oracle[i]), float(failed[i])) for i in order]
 
-    def check(self, check: Check) -> tuple[bool | None, str]:
-        """Whether a check is met, None where its runs are missing, and the numbers in words."""
+    def check(self, check: Check) -> Outcome:
+        """What came of a check, and the numbers in words."""
         names = [check.variant] if check.worse is None else [check.variant, check.worse]
         if not all(self.has(name, check.split, check.metric) for name in names):
-            return None, NOT_RUN
-        asked: dict[str, Any] = {"metric": check.metric, "split": check.split}
+            return Outcome(UNRUN, NOT_RUN, False)
         if check.metric == "episodes_to":
-            return self._check_episodes(check)
-        own = self.level(check.variant, **asked)
-        if check.worse is None:
-            met = (check.at_least is None or own.value >= check.at_least) and (
-                check.at_most is None or own.value <= check.at_most
-            )
-            return met, own.text()
-        other = self.level(check.worse, **asked)
-        low, high = difference(self.scores(check.variant, **asked), self.scores(check.worse, **asked))
-        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
-        return low > check.margin, text
+            status, text = self._check_episodes(check)
+        elif check.worse is None:
+            status, text = self._check_level(check)
+        else:
+            status, text = self._check_difference(check)
+        return Outcome(status, text, self.is_complete(check))
 
-    def _check_episodes(self, check: Check) -> tuple[bool, str]:
-        reached = self.episodes_to_level(check.variant, check.split)
-        text = "never" if reached is None else f"{reached}"
+    def _check_level(self, check: Check) -> tuple[str, str]:
+        own = self.level(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
+        low, high = own.low, own.high
+        if not self.study.variants[check.variant].trains:  # on these tasks it is what it is
+            low = high = own.value
+        elif own.num_seeds * own.num_tasks == 1:  # one number tells nothing of how it varies
+            low, high = -np.inf, np.inf
+        least = -np.inf if check.at_least is None else check.at_least
+        most = np.inf if check.at_most is None else check.at_most
+        if least <= low and high <= most:
+            return MET, own.text()
+        return (REFUTED if high < least or low > most else UNDECIDED), own.text()
+
+    def _check_difference(self, check: Check) -> tuple[str, str]:
+        assert check.worse is not None
+        asked: dict[str, Any] = {"metric": check.metric, "split": check.split, "episodes": check.episodes}
+        low, high = difference(self.scores(check.variant, **asked), self.scores(check.worse, **asked))
+        own, other = (self.level(name, **asked) for name in (check.variant, check.worse))
+        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
+        if low > check.margin:
+            return MET, text
+        return (REFUTED if high <= check.margin else UNDECIDED), text
+
+    def _check_episodes(self, check: Check) -> tuple[str, str]:
+        own = self._episodes_of_runs(check.variant, check.split)
         if check.worse is None:
             assert check.at_most is not None
-            return reached is not None and reached <= check.at_most, text
-        other = self.episodes_to_level(check.worse, check.split)
-        sooner = reached is not None and (other is None or reached + check.margin < other)
-        return sooner, f"{text} against {'never' if other is None else other}"
+            limits, text = [check.at_most], _told_episodes(own)
+        else:
+            others = self._episodes_of_runs(check.worse, check.split)
+            # Fewer by more than the margin is at most the one before, episodes being counted.
+            limits = [other - check.margin - SAME for other in others]
+            text = f"{_told_episodes(own)} against {_told_episodes(others)}"
+        if max(own) < np.inf and max(own) <= min(limits):
+            return MET, text
+        return (REFUTED if min(own) == np.inf or min(own) > max(limits) else UNDECIDED), text
+
+    def _episodes_of_runs(self, variant: str, split: str) -> list[float]:
+        """Episodes to the study's level of every training; infinite where it is never reached."""
+        assert self.study.level is not None
+        reached = [episodes_to(curve, self.study.level) for curve in self.curve(variant, split)]
+        return [np.inf if one is None else one for one in reached]
 
     def is_complete(self, check: Check) -> bool:
-        """Whether all the training seeds are there that a check is to rest on."""
+        """Whether all the trainings are there that a check is to rest on, and enough of them."""
         names = [check.variant] if check.worse is None else [check.variant, check.worse]
         variants = [self.study.variants[name] for name in names]
-        return all(len(self._runs[variant.name]) >= len(self.study.seeds(variant)) for variant in variants)
+        return all(
+            len(self._runs[variant.name])
+            >= max(len(self.study.seeds(variant)), MIN_TRAININGS if variant.trains else 1)
+            for variant in variants
+        )
 
-    def verdict(self) -> str:
-        """`HOLDS`, `SO_FAR` where runs of checks are left, `IN_PART`, `DOES_NOT` or `NOT_RUN`."""
-        met = [self.check(check)[0] for check in self.study.checks]
-        if not met or all(one is None for one in met):
-            return NOT_RUN
-        if all(one is True for one in met) and all(map(self.is_complete, self.study.checks)):
-            return HOLDS
-        if not any(one is False for one in met):
-            return SO_FAR
-        return IN_PART if any(one is True for one in met) else DOES_NOT
+    def verdict(self) -> Verdict:
+        """What the checks of the paper's claim come to."""
+        return verdict_of([self.check(check) for check in self.study.checks if not check.own])
+
+
+def _told_episodes(counts: Sequence[float]) -> str:
+    """Least and most, in words."""
+    told = ["never" if count == np.inf else f"{count:g}" for count in (min(counts), max(counts))]
+    return told[0] if told[0] == told[1] else f"{told[0]} to {told[1]}"
 
 
 def difference(better: np.ndarray, worse: np.ndarray, *, paired: bool = True) -> tuple[float, float]:
     """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores: Welch's.
 
-    Where both have one seed on the same tasks, the difference is taken task by task, so that the tasks' own spread
-    drops out; `paired` False says that the tasks are not the same.
+    Where one of them has one seed, the first of each are held against each other task by task, so that the tasks' own
+    spread drops out; `paired` False says that the tasks are not the same. Of one number each, there is no interval.
     """
-    if paired and better.shape == worse.shape and len(better) == 1:
-        return interval(better - worse)
+    if paired and 1 in (len(better), len(worse)) and better.shape[1] == worse.shape[1]:
+        if better.shape[1] == 1:
+            return -np.inf, np.inf
+        return interval(better[:1] - worse[:1])
     one, two = _draws(better), _draws(worse)
     if np.ptp(one) < SAME and np.ptp(two) < SAME:
         return float(one.mean() - two.mean()), float(one.mean() - two.mean())

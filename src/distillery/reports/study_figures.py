@@ -10,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from distillery.reports.style import FAINT, PUBLISHED_COLOUR, RC, agent_style
+from distillery.reports.style import AGENTS, FAINT, PUBLISHED_COLOUR, RC, agent_style
 
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-_BASELINES = ("source", "random", "oracle")
-# None of them a baseline's colour.
+# None of them a baseline's colour; the first two are those of AD and ED.
 _PALETTE = ("#0072b2", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#b58900", "#5c4033")
+_FURTHER = _PALETTE[2:]
+# Of fewer published points than this, the course between them is not known.
+_JOINED_POINTS = 4
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)))
 
 
@@ -30,6 +32,7 @@ class CurveLine:
         low: (N,) of the band over seeds; equal to `mean` where there is one seed.
         high: (N,) of the band.
         published: pairs of episode and return.
+        published_end: the level it is said to end at, drawn at the right edge where `published` is empty.
     """
 
     label: str
@@ -38,6 +41,7 @@ class CurveLine:
     low: np.ndarray
     high: np.ndarray
     published: Sequence[tuple[float, float]] = ()
+    published_end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class SweepPoint:
         low: of its interval.
         high: of its interval.
         published: what the paper reports, or None.
+        trainings: the level of each training.
     """
 
     label: str
@@ -59,6 +64,7 @@ class SweepPoint:
     low: float
     high: float
     published: float | None = None
+    trainings: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -72,47 +78,58 @@ class SweepLine:
 def _styles(lines: Sequence[CurveLine]) -> list[tuple[str, Any]]:
     """Colour and line style of each line, none of them twice.
 
-    Each agent's own where no two lines have one agent; otherwise baselines keep theirs, and the variants of learned
-    agents take the palette's, once drawn through and then dashed.
+    The first line of an agent has the agent's own, in every figure; its further ones, and those of agents that have
+    none, take a palette's, once drawn through and then dashed.
     """
-    agents = [line.agent for line in lines]
-    alone, styles, number = len(set(agents)) == len(agents), list[tuple[str, Any]](), 0
-    for agent in agents:
-        if alone or agent in _BASELINES:
-            style = agent_style(agent, agents)
+    seen, styles, number = set[str](), list[tuple[str, Any]](), 0
+    for line in lines:
+        if line.agent in AGENTS and line.agent not in seen:
+            style = agent_style(line.agent)
             styles.append((style.colour, style.line))
         else:
-            styles.append((_PALETTE[number % len(_PALETTE)], _DASHES[number // len(_PALETTE) % len(_DASHES)]))
+            styles.append((_FURTHER[number % len(_FURTHER)], _DASHES[number // len(_FURTHER) % len(_DASHES)]))
             number += 1
+        seen.add(line.agent)
     return styles
 
 
 @matplotlib.rc_context(RC)
-def curves_figure(lines: Sequence[CurveLine], *, ylabel: str = "return of the episode", level: float | None) -> Figure:
+def curves_figure(
+    lines: Sequence[CurveLine],
+    *,
+    ylabel: str = "return of the episode",
+    level: float | None,
+    level_label: str = "published end",
+) -> Figure:
     """Return per episode, one line a variant, with the published points in the same colour.
 
     Args:
         lines: at least one.
         ylabel: of the axis.
-        level: the published end level, drawn across.
+        level: a published level, drawn across.
+        level_label: what it is.
     """
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
-    longest = 1.0
-    for line, (colour, dashes) in zip(lines, _styles(lines), strict=True):
+    longest, styles = 1.0, _styles(lines)
+    for line, (colour, dashes) in zip(lines, styles, strict=True):
         episodes = np.arange(1, len(line.mean) + 1)
         axes.plot(episodes, line.mean, color=colour, linestyle=dashes, label=line.label)
         axes.fill_between(episodes, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
         longest = max(longest, len(line.mean))
         if line.published:
             x, y = zip(*line.published, strict=True)
-            axes.plot(x, y, color=colour, linestyle=":", marker="o", markersize=4, linewidth=1)
+            dots = ":" if len(x) >= _JOINED_POINTS else "none"
+            axes.plot(x, y, color=colour, linestyle=dots, marker="o", markersize=4, linewidth=1)
             longest = max(longest, *x)
-    if any(line.published for line in lines):
+    for line, (colour, _) in zip(lines, styles, strict=True):
+        if line.published_end is not None and not line.published:
+            axes.plot([longest], [line.published_end], color=colour, marker="o", markersize=4, clip_on=False)
+    if any(line.published or line.published_end is not None for line in lines):
         axes.plot([], [], color=FAINT, linestyle=":", marker="o", markersize=4, label="as published")
     if level is not None:
         axes.axhline(
-            level, color=PUBLISHED_COLOUR, linewidth=1, linestyle=(0, (1, 1.5)), label=f"published end: {level:g}"
+            level, color=PUBLISHED_COLOUR, linewidth=1, linestyle=(0, (1, 1.5)), label=f"{level_label}: {level:g}"
         )
     _episode_axis(axes, longest)
     axes.set_ylabel(ylabel)
@@ -128,11 +145,19 @@ def _episode_axis(axes: Axes, longest: float) -> None:
 
 
 @matplotlib.rc_context(RC)
-def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Figure:
-    """Levels with intervals over one quantity, or side by side, with the published ones as rings."""
+def sweep_figure(
+    lines: Sequence[SweepLine], *, xlabel: str, ylabel: str, besides: Sequence[tuple[float, float]] = ()
+) -> Figure:
+    """Levels with intervals over one quantity, or side by side, with the published ones as rings.
+
+    Args:
+        lines: at least one; without places on the axis, all have as many points.
+        xlabel: of the axis.
+        ylabel: of the axis.
+        besides: pairs of place and level that were published where `lines` have no point.
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
-    first = lines[0].points
     numeric = all(point.x is not None for line in lines for point in line.points)
 
     def places_of(row: int) -> list[float]:
@@ -141,11 +166,13 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
             return [point.x for point in lines[row].points if point.x is not None]
         return [number + 0.16 * (row - (len(lines) - 1) / 2) for number in range(len(lines[row].points))]
 
+    shown, told = list[float](), list(besides)
     for row, (line, colour) in enumerate(zip(lines, _PALETTE, strict=False)):
+        places = places_of(row)
         values = np.array([point.value for point in line.points])
         errors = np.array([[p.value - p.low for p in line.points], [p.high - p.value for p in line.points]])
         axes.errorbar(
-            places_of(row),
+            places,
             values,
             np.clip(errors, 0, None),
             color=colour,
@@ -154,21 +181,31 @@ def sweep_figure(lines: Sequence[SweepLine], *, xlabel: str, ylabel: str) -> Fig
             linestyle="-" if numeric else "none",
             label=line.label,
         )
-    told = [(x, point.published) for x, point in zip(places_of(0), first, strict=True) if point.published is not None]
+        dots = [(x, value) for x, point in zip(places, line.points, strict=True) for value in point.trainings]
+        if dots:
+            xs, ys = zip(*dots, strict=True)
+            axes.scatter(xs, ys, s=9, color=colour, alpha=0.55, zorder=3)
+        shown += [*values, *(value for _, value in dots)]
+        told += [(x, p.published) for x, p in zip(places, line.points, strict=True) if p.published is not None]
     if told:
-        x, y = zip(*told, strict=True)
+        x, y = zip(*sorted(told), strict=True)
         style = ":" if numeric else "none"
         axes.plot(
             x, y, color=PUBLISHED_COLOUR, marker="o", markerfacecolor="none", linestyle=style, label="as published"
         )
+        shown += y
+    # Intervals of few trainings may reach further than any value can; they are cut off at the edge.
+    margin = 0.08 * (max(shown) - min(shown) or 1.0)
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
     if numeric:
-        places = places_of(0)
+        places = sorted({x for row in range(len(lines)) for x in places_of(row)} | {x for x, _ in besides})
         if min(places) > 0 and max(places) / min(places) >= 8:
             axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
     else:
+        first = lines[0].points
         axes.set_xticks(range(len(first)), [point.label for point in first], rotation=25, ha="right")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

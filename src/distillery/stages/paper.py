@@ -22,9 +22,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ from distillery.training.checkpoints import read_checkpoint_info
 
 # Beside a checkpoint, the commit of the code that trained it; a run that finds the checkpoint made tells that one.
 _COMMIT_FILE = "commit.txt"
+# Pools of workers in a row that died before any run was done, after which no further one is tried.
+_FRUITLESS_POOLS = 2
 # The histories of all seeds of a study are the same: what is asked is how trainings vary.
 DATASET_SEED = 0
 
@@ -97,6 +100,7 @@ def run_unit(unit: Unit, variant: Variant) -> Run:
         write_baselines(config, [agent])
     else:
         facts = _trained(config)
+        facts["evaluation_commit"] = _commit()
         evaluate(config)
         facts["extra"] = _prompt_levels(config)
         if variant.attention_at is not None:
@@ -233,34 +237,83 @@ def run_studies(
         return 0
     require_device(left[0][0].config["runtime"]["device"])
     by_name = {study.name: study for study, _ in studies}
-    failed = 0
+    progress, fruitless = _Progress(len(left)), 0
+    while left:
+        finished_before = progress.finished
+        left = _run_in_a_pool(left, by_name, progress, console, num_workers=num_workers, num_threads=num_threads)
+        fruitless = fruitless + 1 if progress.finished == finished_before else 0
+        if left and fruitless == _FRUITLESS_POOLS:
+            console.print(
+                f"{len(left)} runs are left: workers were killed {fruitless} times before any run was done; where "
+                "memory was short, fewer --workers need less"
+            )
+            return progress.failed + len(left)
+        if left:
+            console.print(f"a worker was killed; {len(left)} runs are left, begun ones go on where they stopped")
+    return progress.failed
+
+
+@dataclass
+class _Progress:
+    """How far all pools together came.
+
+    Attributes:
+        total: runs to make.
+        finished: runs that ended, well or not.
+        failed: runs that ended with an error.
+    """
+
+    total: int
+    finished: int = 0
+    failed: int = 0
+
+
+def _run_in_a_pool(
+    left: Sequence[list[Unit]],
+    studies: Mapping[str, Study],
+    progress: _Progress,
+    console: Console,
+    *,
+    num_workers: int,
+    num_threads: int,
+) -> list[list[Unit]]:
+    """Makes runs, until all are made or a worker dies, which ends its pool; returns those that are left then."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (num_threads, os.getpid()))
+    lost = []
     try:
         futures: dict[Future[Run], list[Unit]] = {}
         for same in left:
-            variant = by_name[same[0].study].variants[same[0].variant]
-            futures[pool.submit(_run_quietly, same[0], variant)] = same
-        for number, future in enumerate(as_completed(futures), start=1):
+            futures[pool.submit(_run_quietly, same[0], studies[same[0].study].variants[same[0].variant])] = same
+        for future in as_completed(futures):
             same = futures[future]
-            where = f"[{number}/{len(left)}] {', '.join(unit.label for unit in same)}"
             try:
                 run = future.result()
-            except Exception as error:  # whatever ends one run, the others go on
-                failed += 1
-                console.print(f"{where} failed: {type(error).__name__}: {error}")
+            except BrokenProcessPool:
+                lost.append(same)
                 continue
+            except Exception as error:  # whatever ends one run, the others go on
+                progress.finished += 1
+                progress.failed += 1
+                console.print(f"{_place(progress, same)} failed: {type(error).__name__}: {error}")
+                continue
+            progress.finished += 1
             for unit in same:
-                add_run(unit.study, replace(run, variant=unit.variant), by_name[unit.study].variants)
+                add_run(unit.study, replace(run, variant=unit.variant), studies[unit.study].variants)
             first, final = run.splits["held_out"].curve[0], np.mean(run.splits["held_out"].final)
             console.print(
-                f"{where}: return {first:.2f} in the first episode, {final:.2f} at the end ({run.minutes} min)"
+                f"{_place(progress, same)}: return {first:.2f} in the first episode, {final:.2f} at the end "
+                f"({run.minutes} min)"
             )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
-    return failed
+    return sorted(lost, key=left.index)
+
+
+def _place(progress: _Progress, same: Sequence[Unit]) -> str:
+    return f"[{progress.finished}/{progress.total}] {', '.join(unit.label for unit in same)}"
 
 
 def asked_studies(names: Sequence[str]) -> list[tuple[Study, Collection[str]]]:

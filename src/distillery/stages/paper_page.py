@@ -9,8 +9,22 @@ import numpy as np
 from distillery.core.files import whole_file
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
-from distillery.papers.statistics import DOES_NOT, HOLDS, IN_PART, NOT_RUN, SO_FAR, StudyNumbers
-from distillery.papers.study import EXTRA, Study, Variant, load_study, study_names
+from distillery.papers.statistics import (
+    DOES_NOT,
+    HOLDS,
+    IN_PART,
+    MET,
+    NOT_RUN,
+    OPEN,
+    REFUTED,
+    UNDECIDED,
+    UNRUN,
+    Outcome,
+    StudyNumbers,
+    Verdict,
+    verdict_of,
+)
+from distillery.papers.study import EXTRA, Check, Study, Variant, load_claims, load_study, study_names
 from distillery.reports.page import render_page
 from distillery.reports.study_figures import (
     AttentionPanel,
@@ -23,11 +37,12 @@ from distillery.reports.study_figures import (
 )
 from distillery.reports.style import png_bytes
 from distillery.reports.tables import DASH, rounded
-from distillery.stages.study_units import is_current, told_runtimes
+from distillery.stages.study_setup import setup_sentences
+from distillery.stages.study_units import is_current, told_runtimes, unit_of
 
 PAGE = Path("data", "reports", "paper.html")
-_CLASSES = {HOLDS: "holds", SO_FAR: "holds", IN_PART: "part", DOES_NOT: "not", NOT_RUN: "unrun"}
-_MARKS = {True: ("yes", "holds"), False: ("no", "not"), None: ("open", "unrun")}
+_CLASSES = {HOLDS: "holds", IN_PART: "part", DOES_NOT: "not", OPEN: "unrun", NOT_RUN: "unrun"}
+_STATUS_CLASSES = {MET: "holds", REFUTED: "not", UNDECIDED: "unrun", UNRUN: "unrun"}
 _METRIC_NAMES = {"final": "return at the end", "gain": "gain over the first episode", "normalised": "normalised score"}
 SPLIT_NAMES = {"held_out": "held-out", "train": "training", "seen": "seen kind", "uniform": "uniform"}
 _NUM_WORST = 5
@@ -52,15 +67,42 @@ def study_image(numbers: StudyNumbers) -> bytes | None:
     if study.metric.startswith(EXTRA):
         return png_bytes(attention_figure([_panel(numbers, variant) for variant in variants]))
     if study.axis is not None or study.metric == "normalised":
-        lines = [
-            SweepLine(SPLIT_NAMES.get(split, split), [_point(numbers, variant, split) for variant in variants])
-            for split in study.splits
-            if all(numbers.has(variant.name, split) for variant in variants)
-        ]
-        return png_bytes(
-            sweep_figure(lines, xlabel=study.axis or "", ylabel=_METRIC_NAMES.get(study.metric, study.metric))
+        ylabel = _METRIC_NAMES.get(study.metric, study.metric)
+        lines = _sweep_lines(numbers, variants)
+        return png_bytes(sweep_figure(lines, xlabel=study.axis or "", ylabel=ylabel, besides=study.published_besides))
+    lines_of_curves = [_line(numbers, variant) for variant in variants]
+    return png_bytes(curves_figure(lines_of_curves, level=study.level, level_label=study.level_label))
+
+
+def _caption(study: Study) -> str:
+    """What the study's figure shows."""
+    if study.metric.startswith(EXTRA):
+        return "One lifetime of the first training; weights are means over layers and heads."
+    if study.axis is not None or study.metric == "normalised":
+        return (
+            "Means with 95 % intervals; small dots are single trainings, rings as published. Intervals of few "
+            "trainings are wide, and cut off at the edge."
         )
-    return png_bytes(curves_figure([_line(numbers, variant) for variant in variants], level=study.level))
+    return (
+        "Mean return of each episode on held-out tasks; bands reach from the lowest training to the highest. Dots are "
+        "as published, those at the right edge where only an end was."
+    )
+
+
+def _sweep_lines(numbers: StudyNumbers, variants: Sequence[Variant]) -> list[SweepLine]:
+    """A line for each of the variants' lines, or else for each split."""
+    names = dict.fromkeys(variant.line for variant in variants if variant.line is not None)
+    if names:
+        split = numbers.study.splits[0]
+        return [
+            SweepLine(name, [_point(numbers, variant, split) for variant in variants if variant.line == name])
+            for name in names
+        ]
+    return [
+        SweepLine(SPLIT_NAMES.get(split, split), [_point(numbers, variant, split) for variant in variants])
+        for split in numbers.study.splits
+        if all(numbers.has(variant.name, split) for variant in variants)
+    ]
 
 
 def _panel(numbers: StudyNumbers, variant: Variant) -> AttentionPanel:
@@ -85,14 +127,26 @@ def _extra_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
 
 
 def _point(numbers: StudyNumbers, variant: Variant, split: str) -> SweepPoint:
-    level = numbers.level(variant.name, split=split)
-    return SweepPoint(variant.label, variant.x, level.value, level.low, level.high, variant.published)
+    found, scores = numbers.level(variant.name, split=split), numbers.scores(variant.name, split=split)
+    trainings = scores.mean(1).tolist() if len(scores) > 1 else []
+    published = _published(numbers.study, variant, split)
+    return SweepPoint(variant.label, variant.x, found.value, found.low, found.high, published, trainings)
+
+
+def _published(study: Study, variant: Variant, split: str) -> float | None:
+    return variant.published if split == study.splits[0] else variant.published_splits.get(split)
 
 
 def _line(numbers: StudyNumbers, variant: Variant) -> CurveLine:
     curves = numbers.curve(variant.name)
     return CurveLine(
-        variant.label, variant.agent, curves.mean(0), curves.min(0), curves.max(0), variant.published_curve
+        variant.label,
+        variant.agent,
+        curves.mean(0),
+        curves.min(0),
+        curves.max(0),
+        variant.published_curve,
+        variant.published,
     )
 
 
@@ -102,26 +156,80 @@ def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
     if study.metric.startswith(EXTRA):
         return _extra_rows(numbers)
     for variant in shown_variants(numbers):
-        row = {"variant": variant.label, "published": DASH if variant.published is None else f"{variant.published:g}"}
+        row = {"variant": variant.label}
         for split in study.splits:
-            if not numbers.has(variant.name, split):
-                row[f"{SPLIT_NAMES.get(split, split)} (95 %)"] = DASH
-                continue
-            level = numbers.level(variant.name, split=split)
-            row[f"{SPLIT_NAMES.get(split, split)} (95 %)"] = level.text()
-        level = numbers.level(variant.name)
-        row["IQM (95 %)"] = level.iqm_text()
-        row["first episode"] = f"{numbers.level(variant.name, metric='first').value:.2f}"
-        if study.level is not None:
-            reached = numbers.episodes_to_level(variant.name)
-            row[f"episodes to {study.level:g}"] = DASH if reached is None else str(reached)
-        for name in _told_besides(numbers, variant):
-            row[name.replace("_", " ")] = numbers.level(variant.name, metric=EXTRA + name).text()
-        row["failed"] = f"{np.mean([failed for _, _, failed in numbers.failures(variant.name)]):.0%}"
-        row["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
+            name = SPLIT_NAMES.get(split, split)
+            published = _published(study, variant, split)
+            if split == study.splits[0] or any(other.published_splits.get(split) for other in study.variants.values()):
+                row[f"published, {name}"] = DASH if published is None else f"{published:g}"
+            has = numbers.has(variant.name, split)
+            row[f"{name} (95 %)"] = numbers.level(variant.name, split=split).text() if has else DASH
+        row |= _further_cells(numbers, variant)
         rows.append(row)
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, DASH) for column in columns} for row in rows]
+
+
+def _further_cells(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
+    """What a row tells beside the levels."""
+    study, runs = numbers.study, numbers.runs(variant.name)
+    level, cells = numbers.level(variant.name), dict[str, str]()
+    if study.metric == "normalised":
+        cells["IQM (95 %)"] = level.iqm_text()
+    else:
+        cells["of the oracle, IQM (95 %)"] = numbers.level(variant.name, metric="oracle_fraction").iqm_text()
+    cells["first episode"] = f"{numbers.level(variant.name, metric='first').value:.2f}"
+    if study.level is not None:
+        reached = numbers.episodes_to_level(variant.name)
+        cells[f"{study.level:g} from episode"] = DASH if reached is None else str(reached)
+    for name in _told_besides(numbers, variant):
+        cells[name.replace("_", " ")] = numbers.level(variant.name, metric=EXTRA + name).text()
+    cells["failed"] = f"{np.mean([failed for *_, failed in numbers.failures(variant.name)]):.0%}"
+    updates = [run.updates for run in runs if run.updates is not None]
+    if updates:
+        least, most = min(updates), max(updates)
+        cells["updates"] = f"{least}" if least == most else f"{least} to {most}"
+    cells["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
+    return cells
+
+
+def _told_check(numbers: StudyNumbers, check: Check, outcome: Outcome) -> dict[str, Any]:
+    """A line of the list of checks."""
+    names = [check.variant] if check.worse is None else [check.variant, check.worse]
+    variants = [numbers.study.variants[name] for name in names]
+    counts = [len(numbers.runs(variant.name)) for variant in variants if variant.trains]
+    few = ""
+    if outcome.status != UNRUN and not outcome.is_final and counts:
+        few = f", so far of {min(counts)} training{'s' if min(counts) > 1 else ''}"
+    return {
+        "text": check.text,
+        "rule": check.rule,
+        "numbers": outcome.text + few,
+        "mark": outcome.status,
+        "class": _STATUS_CLASSES[outcome.status],
+        "own": check.own,
+    }
+
+
+def _hardest(numbers: StudyNumbers) -> dict[str, str] | None:
+    """The tasks on which AD does worst; of the best variant where a study is over one quantity."""
+    learned = [variant for variant in shown_variants(numbers) if variant.agent == "ad"]
+    if not learned:
+        return None
+    chosen = learned[0]
+    if numbers.study.axis is not None:
+        chosen = max(learned, key=lambda variant: numbers.level(variant.name, metric="final").value)
+    listed = numbers.failures(chosen.name)[:_NUM_WORST]
+    told = ", ".join(f"{task}: {final:.2f} of {oracle:.4g}, {failed:.0%}" for task, final, oracle, failed in listed)
+    return {"label": chosen.label, "text": told}
+
+
+def _setup(study: Study) -> dict[str, Any] | None:
+    """How the first variant that trains was made."""
+    trained = next((variant for variant in study.variants.values() if variant.trains), None)
+    if trained is None:
+        return None
+    return {"label": trained.label, "sentences": setup_sentences(unit_of(study, trained, 0).config)}
 
 
 def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any], bytes | None]:
@@ -130,63 +238,103 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
     verdict = numbers.verdict()
     rows = study_rows(numbers)
     runs = [run for variant in study.variants for run in numbers.runs(variant)]
-    checks = []
-    for check in study.checks:
-        met, text = numbers.check(check)
-        mark, css = _MARKS[met]
-        if met is not None and not numbers.is_complete(check):
-            text += "; so far"
-        checks.append({"text": check.text, "numbers": text, "mark": mark, "class": css})
-    learned = [variant for variant in shown_variants(numbers) if variant.agent == "ad"]
-    worst = None
-    if learned:
-        listed = numbers.failures(learned[0].name)[:_NUM_WORST]
-        told = ", ".join(f"{task}: {final:.2f}, {failed:.0%}" for task, final, failed in listed)
-        worst = {"label": learned[0].label, "text": told}
     values = {
         "name": study.name,
         "title": study.title,
         "claim": study.claim,
         "source": study.source,
         "note": study.note,
-        "verdict": verdict,
-        "verdict_class": _CLASSES[verdict],
+        "setup": _setup(study),
+        **_verdict_values(verdict),
         "num_runs": len(runs),
         "num_planned": sum(len(study.seeds(variant)) for variant in study.variants.values()),
-        "checks": checks,
+        "checks": [_told_check(numbers, check, numbers.check(check)) for check in study.checks],
         "rows": rows,
         "columns": list(rows[0]) if rows else [],
-        "worst": worst,
-        "commits": ", ".join(sorted({run.commit for run in runs})),
+        "caption": _caption(study),
+        "worst": _hardest(numbers),
+        "commits": ", ".join(
+            sorted({commit for run in runs for commit in (run.commit, run.evaluation_commit) if commit})
+        ),
         "minutes": f"{sum(run.minutes or 0 for run in runs):.0f}" if runs else "",
         "runtimes": told_runtimes(study, runs),
+        "mixed": _mixed_histories(numbers),
     }
     return values, study_image(numbers)
+
+
+def _verdict_values(verdict: Verdict) -> dict[str, str]:
+    css = _CLASSES[verdict.word] + ("" if verdict.is_final else " sofar")
+    return {"verdict": verdict.text, "verdict_class": css}
+
+
+def _mixed_histories(numbers: StudyNumbers) -> str:
+    """Labels of variants whose trainings did not all read the same histories."""
+    return ", ".join(
+        variant.label
+        for variant in shown_variants(numbers)
+        if len({run.data for run in numbers.runs(variant.name)}) > 1
+    )
+
+
+def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[str, Any]]:
+    """The paper's numbered claims, with what the checks of all studies come to."""
+    checks: dict[int, list[tuple[Study, Outcome]]] = {}
+    for study in studies:
+        numbers = numbers_of(study, results)
+        for check in study.checks:
+            if check.claim is not None:
+                checks.setdefault(check.claim, []).append((study, numbers.check(check)))
+    rows = []
+    for paper in dict.fromkeys(study.paper for study in studies):
+        for number, text in load_claims(paper).items():
+            found = [(study, outcome) for study, outcome in checks.get(number, []) if study.paper == paper]
+            outcomes = [outcome for _, outcome in found]
+            rows.append(
+                {
+                    "number": number,
+                    "text": text,
+                    **_verdict_values(verdict_of(outcomes)),
+                    "num_met": sum(outcome.status == MET for outcome in outcomes),
+                    "num_checks": len(outcomes),
+                    "studies": [{"name": name, "title": title} for name, title in _named(found)],
+                }
+            )
+    return rows
+
+
+def _named(found: Sequence[tuple[Study, Outcome]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((study.name, study.title) for study, _ in found))
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> Path:
     """Writes the page from the committed results alone."""
     told, images = [], {}
-    for study in map(load_study, study_names()):
-        if study.on_request and not read_runs(study.name, results):
-            continue
+    studies = [load_study(name) for name in study_names()]
+    unrun = [study for study in studies if study.on_request and not read_runs(study.name, results)]
+    shown = [study for study in studies if study not in unrun]
+    for study in shown:
         values, image = study_values(study, results)
         told.append(values)
         if image is not None:
             images[f"{study.name}.png"] = image
-    text = render_page(images, template="paper.html.j2", studies=told)
+    text = render_page(
+        images,
+        template="paper.html.j2",
+        studies=told,
+        claims=claim_rows(shown, results),
+        unrun=[{"name": study.name, "title": study.title} for study in unrun],
+    )
     with whole_file(page) as temporary:
         temporary.write_text(text)
     return page
 
 
 def gathered(names: Sequence[str] | None = None, results: Path = RESULTS) -> dict[str, dict[str, dict[str, Any]]]:
-    """Metrics of the studies that stand for an experiment: experiment to agent to split to numbers."""
+    """Metrics of all studies that return something: experiment, or else study, to variant to split to numbers."""
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for name in names or study_names():
         study = load_study(name)
-        if study.gathered_as is None:
-            continue
         numbers = numbers_of(study, results)
         by_agent = {
             variant.name: {
@@ -197,17 +345,17 @@ def gathered(names: Sequence[str] | None = None, results: Path = RESULTS) -> dic
             for variant in shown_variants(numbers)
         }
         if by_agent:
-            metrics[study.gathered_as] = by_agent
+            metrics[study.gathered_as or study.name] = by_agent
     return metrics
 
 
 def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[str, Any]:
     """The numbers of one variant on one split, named as the pipeline's own report names them."""
     study, curve = numbers.study, numbers.curve(variant, split).mean(0)
-    level, returns = numbers.level(variant, split=split), numbers.level(variant, split=split, metric="final")
+    returns = numbers.level(variant, split=split, metric="final")
     oracle = float(np.mean(numbers.runs(variant)[0].splits[split].oracle))
     # A normalised score stands in the place of the return, as the published table has it.
-    shown = level if study.metric == "normalised" else returns
+    shown = numbers.level(variant, split=split) if study.metric == "normalised" else returns
     return {
         "final_return": shown.value,
         "final_return_ci95": [shown.low, shown.high],
@@ -222,7 +370,7 @@ def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[st
         "oracle_fraction_iqm": returns.iqm / oracle,
         "reference_fraction": None if study.level is None else study.level / oracle,
         "episodes_to_reference": numbers.episodes_to_level(variant, split),
-        "failed_lifetimes": float(np.mean([failed for _, _, failed in numbers.failures(variant, split)])),
+        "failed_lifetimes": float(np.mean([failed for *_, failed in numbers.failures(variant, split)])),
         "num_episodes": len(curve),
         "num_tasks": returns.num_tasks,
         "num_training_seeds": returns.num_seeds,

@@ -262,7 +262,9 @@ def wording(
 
 
 def with_studies(metrics: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's metrics, and those of studies for experiments and agents that the pipeline does not run."""
+    """The pipeline's metrics, each of one training, and those of studies for what the pipeline does not run."""
+    for values in (values for agents in metrics.values() for splits in agents.values() for values in splits.values()):
+        values |= {"num_training_seeds": 1, "is_normalised": False}
     return {name: {**studies.get(name, {}), **metrics.get(name, {})} for name in dict.fromkeys([*metrics, *studies])}
 
 

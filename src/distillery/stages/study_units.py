@@ -127,6 +127,8 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
     decides |= {group: settings_as_before(config[group]) for group in ("sources", "models")}
     decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
+    # What a checkpoint of another format returned tells nothing of today's model.
+    decides["format_version"] = FORMAT_VERSION
     if is_baseline:
         decides = {key: decides[key] for key in ("tasks", "sources", "evaluation", "seed")}
     return Unit(
