@@ -24,6 +24,7 @@ from distillery.layers.actions import prediction_loss
 from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.training.distributed import Workers
+from distillery.training.muon import BatchedMuon
 from distillery.training.sharding import (
     blocks_of,
     gathered,
@@ -133,7 +134,7 @@ class SupervisedLearner:
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
         if matrices:
-            self._optimisers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
+            self._optimisers.append(BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
         self._optimisers.append(
             torch.optim.AdamW(
                 others, lr=learning_rate, betas=(betas[0], betas[1]), fused=fused or None, weight_decay=weight_decay
