@@ -1,19 +1,20 @@
 """Lifetimes are what they say; metrics equal numbers worked by hand."""
 
 import json
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from distillery.core.lifetimes import episodes_to
 from distillery.core.records import Lifetimes
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.in_context import InContextEvaluation, weights_checksum
 from distillery.evaluation.metrics import (
     bootstrap_means,
     curve_rows,
-    episodes_to_reference,
     interval,
     summarise,
     task_rows,
@@ -22,7 +23,7 @@ from distillery.evaluation.metrics import (
 from distillery.evaluation.storage import write_evaluation
 from distillery.models.causal_transformer import CausalTransformer
 from distillery.sources.q_learning import QLearning
-from distillery.tasks.dark_room import DarkRoom
+from distillery.tasks.dark_room import DarkRoom, DarkRoomBatch
 from tests.evaluation.families import Points
 
 
@@ -156,14 +157,33 @@ def test_baselines_reach_their_levels():
     assert learned.returns[:, -5:].mean() > learned.returns[:, :5].mean() + 5
 
 
+class NotingRoom(DarkRoom):
+    """Notes the devices on which it is asked to be played."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def batch(self, task_ids: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> DarkRoomBatch:
+        self.devices.append(str(device))
+        return super().batch(task_ids, seed=seed, device=device)
+
+
+@pytest.mark.parametrize("run", [run_random, run_oracle, partial(run_source, source=QLearning(num_episodes=4))])
+def test_baselines_play_on_the_device_they_are_told(run):
+    room = NotingRoom()
+    run(room, np.arange(3), num_episodes=2, num_seeds=1, seed=0, device=torch.device("cpu", 0))
+    assert room.devices[-1] == "cpu:0"  # before, the oracle looks whether the family knows best actions
+
+
 def test_episodes_to_reference_by_hand():
     level = 8.52
     curve = np.array([0.0] * 5 + [9.0] * 20)
     # Ten episodes with one zero average 8.1, with none 9.0: the first such stretch starts at the sixth episode.
-    assert episodes_to_reference(curve, level) == 6
-    assert episodes_to_reference(np.full(12, 8.52), level) == 1
-    assert episodes_to_reference(np.full(12, 8.51), level) is None
-    assert episodes_to_reference(np.full(9, 10.0), level) is None
+    assert episodes_to(curve, level) == 6
+    assert episodes_to(np.full(12, 8.52), level) == 1
+    assert episodes_to(np.full(12, 8.51), level) is None
+    assert episodes_to(np.full(9, 10.0), level) is None
 
 
 def hand_made() -> tuple[Lifetimes, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from distillery.core.lifetimes import BASELINES
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
 from distillery.papers.statistics import (
     DOES_NOT,
@@ -23,13 +24,12 @@ from distillery.papers.statistics import (
     Outcome,
     StudyNumbers,
     difference,
-    episodes_to,
     interval,
     iqm_interval,
     level,
     verdict_of,
 )
-from distillery.papers.study import BASELINES, Check, Study, Variant, load_claims, load_study, study_names
+from distillery.papers.study import Check, Study, Variant, load_claims, load_study, study_names
 
 
 def split_result(final: list[float], *, first: float = 0.0, curve: list[float] | None = None) -> SplitResult:
@@ -222,14 +222,6 @@ def test_a_difference_is_taken_task_by_task_or_between_trainings():
     assert difference(many, one) == pytest.approx((-0.1, -0.1))
     assert difference(many[:, :1], one[:, :1]) == (-math.inf, math.inf)
     assert difference(np.ones((2, 3)), np.zeros((3, 2))) == (1.0, 1.0)
-
-
-def test_episodes_to_a_level():
-    curve = np.concatenate([np.zeros(5), np.ones(15)])
-    assert episodes_to(curve, 1.0) == 6
-    assert episodes_to(curve, 0.5) == 1
-    assert episodes_to(curve, 1.01) is None
-    assert episodes_to(np.ones(9), 0.0) is None
 
 
 @pytest.mark.parametrize(

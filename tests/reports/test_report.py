@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 import yaml
 
-from distillery.stages.report import BASELINES, FOLDER, report
+from distillery.core.lifetimes import BASELINES
+from distillery.stages.report import FOLDER, report
 from distillery.tasks.dark_room import DarkRoom
 
 REPOSITORY = Path(__file__).parents[2]

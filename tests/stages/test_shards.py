@@ -2,17 +2,22 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import filelock
 import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 
 from distillery.stages.collect import collect
+from distillery.stages.finished_shards import FinishedShards
 from tests.stages.small_room import SMALL_ROOM
 
 SETTINGS = [
@@ -122,3 +127,56 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_written_twice(real_ray, tm
     assert killed
     assert found == expected
     assert len(expected["learning"]["shards"]) == 4
+
+
+def test_a_killed_collection_goes_on_behind_its_last_shard(tmp_path, capfd):
+    longer = ["sources.num_episodes=600", "histories.collection.learners_per_shard=60"]
+    (tmp_path / "whole").mkdir()
+    expected = collected(tmp_path / "whole", *longer)
+    num_shards = len(expected["learning"]["shards"])
+    command = [sys.executable, "-m", "distillery.stages.collect", "dataset=shards", *SETTINGS, *longer]
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    with subprocess.Popen(command, cwd=tmp_path, env={**environment, "OMP_NUM_THREADS": "1"}) as process:
+        while len(notes(tmp_path)) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 2 <= len(notes(tmp_path)) < num_shards and not (tmp_path / "data" / "histories").exists()
+    # What was written last may have been cut short.
+    cut = sorted(tmp_path.glob(".scratch/collections/shards/*/expert/shard-00001.parquet"))[0]
+    cut.write_bytes(cut.read_bytes()[:-10])
+    assert collected(tmp_path, *longer) == expected
+    assert f"going on behind 1 of {num_shards} shards" in capfd.readouterr().out
+    assert not notes(tmp_path)  # what is done is gone
+
+
+def notes(folder: Path) -> list[Path]:
+    return list(folder.glob(".scratch/collections/shards/*/shard-*.json"))
+
+
+def test_finished_shards_of_other_settings_are_not_taken_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stop = RuntimeError("stopped")
+
+    def stopping(self, number, finished):
+        add(self, number, finished)
+        if number == 2:
+            raise stop
+
+    add = FinishedShards.add
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(FinishedShards, "add", stopping)
+        collected(tmp_path)
+    (left,) = {note.parent for note in notes(tmp_path)}
+    collected(tmp_path, "sources.num_episodes=40")
+    assert not left.exists()
+
+
+def test_two_processes_do_not_collect_one_dataset(tmp_path):
+    place = tmp_path / ".scratch" / "collections" / "shards"
+    place.mkdir(parents=True)
+    with (
+        filelock.FileLock(place / "lock"),
+        pytest.raises(ValueError, match="dataset 'shards' is being collected by another process"),
+    ):
+        collected(tmp_path)

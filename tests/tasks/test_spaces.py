@@ -151,3 +151,12 @@ def test_action_spaces() -> None:
         (Box((2,), -1, 2), spaces.Box(-1, 2, (2,))),
     ):
         assert action_space(TaskSpec(parts, ours, 5)) == theirs
+
+
+def test_numbers_that_float32_would_round_are_refused_beside_it():
+    wide, image = Discrete((1 << 25,)), Box((2,), 0.0, 1.0, "float32")
+    action = Discrete((2,))
+    TaskSpec({"number": wide}, action, 5)
+    TaskSpec({"number": Discrete((1 << 24,)), "image": image}, action, 5)
+    with pytest.raises(ValueError, match="the observation's part 'number' counts up to 33554432.*float32"):
+        TaskSpec({"number": wide, "image": image}, action, 5)

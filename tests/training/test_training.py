@@ -25,6 +25,7 @@ from distillery.training.checkpoints import (
 )
 from distillery.training.distributed import Workers
 from distillery.training.loop import Schedule, fit
+from distillery.training.muon import BatchedMuon, orthogonal
 from distillery.training.supervised import SupervisedLearner
 
 SPEC = TaskSpec.of_sizes((5, 5), 5, 8)
@@ -211,6 +212,38 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[9] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rates[100] == pytest.approx(0.1)
+
+
+def test_batched_muon_steps_as_torchs_own():
+    shapes = [(24, 8), (8, 8), (8, 32), (32, 8), (24, 8), (8, 8), (5, 7)]
+    results = []
+    for kind in (torch.optim.Muon, BatchedMuon):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        parameters[1].requires_grad_(False)  # one without a gradient
+        optimiser = kind(parameters, lr=0.05, weight_decay=0.1)
+        for _ in range(4):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape) if parameter.requires_grad else None
+            optimiser.step()
+        results.append((parameters, optimiser.state_dict()))
+    (plain, plain_state), (batched, batched_state) = results
+    for one, other in zip(plain, batched, strict=True):
+        # A step of 0.05 goes along a matrix in bfloat16.
+        torch.testing.assert_close(one, other, rtol=0, atol=4 * 0.05 * 2**-6)
+    assert plain_state["param_groups"] == batched_state["param_groups"]
+    for name, state in plain_state["state"].items():
+        torch.testing.assert_close(state, batched_state["state"][name])
+
+
+def test_an_orthogonal_matrix_has_singular_values_near_one():
+    torch.manual_seed(0)
+    matrices = torch.randn(6, 16, 40)
+    found = orthogonal(matrices, coefficients=(3.4445, -4.7750, 2.0315), num_steps=5, epsilon=1e-7)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert (found * (left @ right)).sum() > 0.95 * found.norm() * (left @ right).norm()
 
 
 def test_muon_gets_the_block_matrices_and_adamw_the_rest():

@@ -16,6 +16,9 @@ import torch
 SOLE = "observation"
 BOX_DTYPES = ("uint8", "float32")
 
+# Beyond it float32 leaves whole numbers out.
+FLOAT32_WHOLE = 1 << 24
+
 
 @dataclass(frozen=True)
 class Discrete:
@@ -133,6 +136,13 @@ class TaskSpec:
             raise ValueError(f"episode_steps must be at least 1, got {self.episode_steps}")
         if not self.observation:
             raise ValueError("an observation must have at least one part")
+        if not self.is_discrete:
+            for name, space in self.observation.items():
+                if isinstance(space, Discrete) and max(space.sizes) > FLOAT32_WHOLE:
+                    raise ValueError(
+                        f"the observation's part '{name}' counts up to {max(space.sizes)}, and beside parts that are "
+                        f"float32 only numbers up to {FLOAT32_WHOLE} are kept exactly; split it into smaller parts"
+                    )
         if isinstance(self.action, Box) and (
             self.action.dtype != "float32" or not math.isfinite(self.action.low) or not math.isfinite(self.action.high)
         ):

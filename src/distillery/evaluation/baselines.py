@@ -1,5 +1,7 @@
 """Agents without a context: the source learning from scratch, a random one, and one that knows the task.
 
+Each plays on the device that it is told; a source that learns networks needs a GPU where the model does.
+
 Letters: E environments (a lifetime each), N episodes.
 """
 
@@ -36,14 +38,21 @@ def _kept(episode: EpisodeBatch, spec: TaskSpec) -> EpisodeBatch:
 
 
 def run_source(
-    tasks: TaskDistribution, task_ids: np.ndarray, *, source: Source, num_episodes: int, num_seeds: int, seed: int
+    tasks: TaskDistribution,
+    task_ids: np.ndarray,
+    *,
+    source: Source,
+    num_episodes: int,
+    num_seeds: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Lifetimes:
     """The source from scratch on each task; once its own schedule is over it goes on with its last settings.
 
     Of a source with several actors, each lifetime is one learner's first actor.
     """
     ids = np.repeat(np.asarray(task_ids), num_seeds)
-    learners = source.start(tasks, ids, seed=stream_seed(seed, "source"))
+    learners = source.start(tasks, ids, seed=stream_seed(seed, "source"), device=device)
     stride = len(learners.task_ids) // len(ids)
     episodes = []
     for _ in range(num_episodes):
@@ -53,12 +62,18 @@ def run_source(
 
 
 def run_random(
-    tasks: TaskDistribution, task_ids: np.ndarray, *, num_episodes: int, num_seeds: int, seed: int
+    tasks: TaskDistribution,
+    task_ids: np.ndarray,
+    *,
+    num_episodes: int,
+    num_seeds: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Lifetimes:
     """Uniformly random actions."""
     ids = np.repeat(np.asarray(task_ids), num_seeds)
-    batch = tasks.batch(ids, seed=stream_seed(seed, "random"))
-    generator = torch_generator(seed, "random actions")
+    batch = tasks.batch(ids, seed=stream_seed(seed, "random"), device=device)
+    generator = torch_generator(seed, "random actions", device=device)
 
     def choose(step: int, observations: torch.Tensor) -> torch.Tensor:
         return random_actions(batch, generator)
@@ -79,7 +94,13 @@ def _knows_best_actions(tasks: TaskDistribution, task_ids: np.ndarray) -> bool:
 
 
 def run_oracle(
-    tasks: TaskDistribution, task_ids: np.ndarray, *, num_episodes: int, num_seeds: int, seed: int
+    tasks: TaskDistribution,
+    task_ids: np.ndarray,
+    *,
+    num_episodes: int,
+    num_seeds: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Lifetimes:
     """The best actions for a task that is known; of a family that knows none, the returns it says are best."""
     ids = np.repeat(np.asarray(task_ids), num_seeds)
@@ -87,7 +108,7 @@ def run_oracle(
         levels = tasks.oracle_returns()[ids].astype(np.float32)
         seeds = np.tile(np.arange(num_seeds), len(task_ids))
         return Lifetimes(ids, seeds, np.repeat(levels[:, None], num_episodes, 1))
-    batch = tasks.batch(ids, seed=stream_seed(seed, "oracle"))
+    batch = tasks.batch(ids, seed=stream_seed(seed, "oracle"), device=device)
     episodes = [
         _kept(play_episode(batch, lambda step, observations: batch.oracle_actions()), tasks.spec)
         for _ in range(num_episodes)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from distillery.core.lifetimes import FINAL_EPISODES, episodes_to
 from distillery.core.records import Lifetimes
 
 # End level of the published Dark Room curve as a part of the oracle: 14.1 of 16.54 (arXiv 2210.14215).
 REFERENCE_FRACTION = 0.852
-FINAL_EPISODES = 10
 REPORTED_EPISODES = (1, 10, 25, 50, 100)
 NUM_RESAMPLES = 2000
 
@@ -53,15 +53,6 @@ def by_task(lifetimes: Lifetimes) -> tuple[np.ndarray, np.ndarray]:
     return task_ids, np.stack([lifetimes.returns[lifetimes.task_ids == task] for task in task_ids]).astype(np.float64)
 
 
-def episodes_to_reference(curve: np.ndarray, level: float) -> int | None:
-    """First episode e, counted from 1, whose episodes e to e + 9 average at least `level`."""
-    if len(curve) < FINAL_EPISODES:
-        return None
-    averages = np.convolve(curve, np.full(FINAL_EPISODES, 1 / FINAL_EPISODES), "valid")
-    reached = np.flatnonzero(averages >= level - 1e-9)
-    return int(reached[0]) + 1 if len(reached) else None
-
-
 def summarise(
     lifetimes: Lifetimes, oracle_returns: np.ndarray, *, reference_fraction: float = REFERENCE_FRACTION
 ) -> dict[str, Any]:
@@ -90,7 +81,7 @@ def summarise(
         "oracle_fraction": float(final.mean() / oracle),
         "oracle_fraction_ci95": [float(low_fraction), float(high_fraction)],
         "oracle_fraction_iqm": float(stats.trim_mean(all_final, 0.25)),
-        "episodes_to_reference": episodes_to_reference(curve, reference_fraction * oracle),
+        "episodes_to_reference": episodes_to(curve, reference_fraction * oracle),
         "failed_lifetimes": float((all_final < 0.5).mean()),
         "num_episodes": len(curve),
         "num_tasks": len(task_ids),

@@ -28,6 +28,7 @@ from distillery.histories.format import (
     column_types,
     observation_columns,
 )
+from distillery.histories.reader import read_shard
 from distillery.histories.schema import validate_learning, validate_steps
 
 # Counters that go up by one: DELTA_BINARY_PACKED stores them in next to nothing.
@@ -41,7 +42,7 @@ class HistoryWriter:
     """Appends shards of whole histories to a folder, then seals it with its metadata.
 
     Args:
-        folder: an empty folder, see `distillery.core.files.whole_folder`.
+        folder: an empty folder, or one whose shards are taken over first, by `adopt`.
         kind: one of `distillery.histories.format.KINDS`.
         spec: shape of the tasks.
         splits: task ids of each split; histories may be of train tasks only.
@@ -83,9 +84,25 @@ class HistoryWriter:
         validate_steps(frame, self._spec, self._splits["train"], self._num_episodes, min_episodes, where=file)
         path = self._folder / file
         write_shard(frame, path, self._spec, compression_level=self._compression_level)
-        self._shards.append(Shard(file, len(task_ids), frame.height, sha256_file(path)))
+        self._count(frame, Shard(file, len(task_ids), frame.height, sha256_file(path)))
+
+    def adopt(self, shard: Shard) -> None:
+        """Takes over the next shard, which an earlier writer of the same histories left in the folder.
+
+        Raises:
+            DatasetError: it is not there or not whole; nothing was taken over.
+        """
+        self._count(read_shard(self._folder, shard, self._spec), shard)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """What was written so far."""
+        return list(self._shards)
+
+    def _count(self, frame: pl.DataFrame, shard: Shard) -> None:
+        self._shards.append(shard)
         self._hash.add(frame)
-        self._num_histories += len(task_ids)
+        self._num_histories += shard.num_histories
         self._curves.add(frame)
 
     def seal(

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from distillery.core.lifetimes import episodes_to
 from distillery.papers.results import Run
 from distillery.papers.study import EXTRA, Check, Study
 
 NUM_RESAMPLES = 2000
-WINDOW = 10
 SAME = 1e-9  # numbers this close are equal but for rounding
 # What normalised scores count as 0 and 1.
 ENDS = ("random", "source")
@@ -193,15 +193,6 @@ def level(scores: np.ndarray) -> Level:
     """Mean and interquartile mean of (S, K) scores, with their intervals."""
     iqm = float(stats.trim_mean(scores.ravel(), 0.25))
     return Level(float(scores.mean()), *interval(scores), iqm, *iqm_interval(scores), *scores.shape)
-
-
-def episodes_to(curve: np.ndarray, target: float) -> int | None:
-    """First episode e, counted from 1, whose episodes e to e + 9 average at least `target`."""
-    if len(curve) < WINDOW:
-        return None
-    averages = np.convolve(curve, np.full(WINDOW, 1 / WINDOW), "valid")
-    reached = np.flatnonzero(averages >= target - 1e-9)
-    return int(reached[0]) + 1 if len(reached) else None
 
 
 class StudyNumbers:

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
+from distillery.core.lifetimes import BASELINES
+
 FOLDER = Path(__file__).parent.parent / "conf" / "papers"
 CLAIMS_FILE = "claims.yaml"
 METRICS = ("final", "first", "gain", "normalised", "oracle_fraction", "episodes_to")
 # What a return per episode can tell on its own.
 CURVE_METRICS = ("final", "gain")
-# Agents that train nothing: one run of each is all there is to know.
-BASELINES = ("source", "random", "oracle")
 # Numbers that a run holds beside its returns are metrics too, called by this and their name.
 EXTRA = "extra."
 

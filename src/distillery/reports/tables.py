@@ -5,11 +5,10 @@ from typing import Any
 
 import polars as pl
 
+from distillery.core.lifetimes import FINAL_EPISODES
 from distillery.reports.style import agent_style
 
 DECIMALS = 4
-# As in `distillery.evaluation.metrics`, whose numbers are told here.
-FINAL_EPISODES = 10
 DASH = "\N{EN DASH}"
 SPLITS = {"held_out": "held-out", "train": "training"}
 REPORTED_EPISODES = ("1", "10", "25", "50", "100")

@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from distillery.core.lifetimes import BASELINES
 from distillery.core.protocols import TaskDistribution, Tracker
 from distillery.core.records import Lifetimes
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.storage import write_evaluation
-from distillery.stages.entry import BASELINES, build, evaluation_folder, stage
+from distillery.stages.entry import build, evaluation_folder, stage
 from distillery.stages.evaluated import evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
 
@@ -30,6 +31,7 @@ def baseline_lifetimes(config: DictConfig, agent: str, tasks: TaskDistribution) 
     for split in config.evaluation.splits:
         evaluation = lifetimes_of(config, split)
         size: dict[str, Any] = {"num_episodes": evaluation.num_episodes, "num_seeds": evaluation.num_seeds}
+        size["device"] = config.runtime.device
         seed = stream_seed(config.seed, "evaluation", split)
         lifetimes[split] = runners[agent](tasks, evaluated_tasks(config, tasks, split), seed=seed, **size)
     return lifetimes

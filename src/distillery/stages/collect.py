@@ -1,5 +1,7 @@
 """Tasks and a source become histories: learning ones, and expert ones from the frozen converged source.
 
+A collection that is stopped goes on behind the last shard that it finished.
+
 python -m distillery.stages.collect experiment=dark_room dataset=try
 """
 
@@ -9,13 +11,13 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
-from distillery.core.files import whole_folder
 from distillery.core.protocols import Source, TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.histories.format import Metadata
 from distillery.histories.selection import Selection
 from distillery.histories.writer import HistoryWriter
 from distillery.stages.entry import build, histories_folder, plain, stage
+from distillery.stages.finished_shards import Finished, collection_under_way
 from distillery.stages.shards import play_shards, shards_of
 
 
@@ -40,28 +42,43 @@ def collect(config: DictConfig) -> None:
         bar.update()
         bar.set_postfix({"return": f"{float(episode.returns.mean()):.2f}"}, refresh=False)
 
-    all_kept, all_ids, num_parts = [], [], 0
-    with whole_folder(histories_folder(config, "learning").parent) as folder, bar:
-        for kind in kinds:
-            (folder / kind).mkdir()
-        writers = {kind: HistoryWriter(folder / kind, kind=kind, **layout) for kind in kinds}
-        for played in play_shards(config, shards, tell):
+    with collection_under_way(config, kinds) as under_way, bar:
+        writers = {kind: HistoryWriter(under_way.folder / kind, kind=kind, **layout) for kind in kinds}
+        finished = under_way.read()
+        if finished:
+            print(f"{config.dataset}: going on behind {len(finished)} of {len(shards)} shards, finished before")
+        for earlier in finished:
+            for kind, file in earlier.files.items():
+                writers[kind].adopt(file)
+        bar.update(len(finished) * len(kinds) * source.num_episodes)
+        for played in play_shards(config, shards[len(finished) :], tell):
             if played.kind == "learning":
-                all_kept.append(played.kept)
-                all_ids.append(played.task_ids)
+                written = Finished(played.task_ids, played.kept, {})
             if played.episodes:
                 writers[played.kind].append(played.episodes, played.task_ids[played.kept])
+                written.files[played.kind] = writers[played.kind].shards[-1]
+            is_done = played.kind == kinds[-1] or not played.kept.any()
             del played  # before the next is played
-            num_parts += 1
-            bar.update(num_parts * source.num_episodes - bar.n)  # histories may end early
-        kept, ids = np.concatenate(all_kept), np.concatenate(all_ids)
+            if is_done:
+                under_way.add(len(finished), written)
+                finished.append(written)
+                bar.update(len(finished) * len(kinds) * source.num_episodes - bar.n)  # histories may end early
         described = {
             "tasks": plain(config.tasks),
             "source": plain(config.sources),
             "seed": config.seed,
-            "selection": selection.report(kept, ids, one_episode=source.num_episodes == 1),
+            "selection": selection.report(
+                np.concatenate([shard.kept for shard in finished]),
+                np.concatenate([shard.task_ids for shard in finished]),
+                one_episode=source.num_episodes == 1,
+            ),
         }
-        sealed = {kind: writer.seal(**described) for kind, writer in writers.items()}
+        try:
+            sealed = {kind: writer.seal(**described) for kind, writer in writers.items()}
+        except ValueError:  # the same would come of these histories again
+            under_way.discard()
+            raise
+        under_way.move_to(histories_folder(config, "learning").parent)
     print(summary(config.dataset, sealed["learning"]))
 
 

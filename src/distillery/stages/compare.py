@@ -15,7 +15,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from distillery.evaluation.metrics import FINAL_EPISODES
+from distillery.core.lifetimes import FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import Run, read_runs

@@ -19,9 +19,6 @@ import distillery
 
 logger = logging.getLogger(__name__)
 
-# Agents that train nothing: what learned ones are held against.
-BASELINES = ("source", "random", "oracle")
-
 
 def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
     """Turns ``main(config)`` into a command line over ``conf/``.

@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distillery.core.files import read_json, whole_file
+from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.core.protocols import TaskDistribution
-from distillery.evaluation.metrics import FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE
 from distillery.histories.format import METADATA_FILE, Metadata
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
@@ -48,7 +48,6 @@ from distillery.stages.attention import mapped_attention
 from distillery.stages.baselines import write_baselines
 from distillery.stages.collect import collect
 from distillery.stages.entry import (
-    BASELINES,
     agent_settings,
     build,
     checkpoint_folder,

@@ -16,6 +16,7 @@ import polars as pl
 import yaml
 
 from distillery.core.files import read_json, whole_file
+from distillery.core.lifetimes import BASELINES
 from distillery.evaluation.storage import CURVES_FILE, STEPS_FILE, SUMMARY_FILE, TASKS_FILE, TRAINING_FILE
 from distillery.reports.filmstrip import RoomLifetime, filmstrip, lifetime_gif, strip_text
 from distillery.reports.goal_map import GoalValues, goal_map
@@ -47,7 +48,6 @@ from distillery.stages.paper_page import gathered
 from distillery.stages.resolve import load_params
 
 FOLDER = Path("data", "reports")
-BASELINES = ("source", "random", "oracle")
 REMEDY = "run `dvc repro` to make it, or `dvc pull` to fetch it"
 LIFETIME_RULE = "it is the held-out one with the median area under the first {first}'s curve, first seed{other}"
 OTHER_SIZE = "; in a room of another size, the one with the median there"

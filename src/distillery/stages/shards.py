@@ -25,8 +25,8 @@ from distillery.stages.entry import build, code_hash, plain
 
 # How often a shard is played again whose worker died.
 MAX_RETRIES = 3
-# What decides a shard's histories; a cluster's machines must have the same.
-_CODE = ("core", "histories", "layers", "sources", "tasks")
+# The code that decides a shard's histories; a cluster's machines must have the same.
+PLAYING_CODE = ("core", "histories", "layers", "sources", "tasks")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def play_by_ray(config: DictConfig, shards: list[Shard], on_episode: OnEpisode) 
     address = config.runtime.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     ray.init(address=address, log_to_driver=False)
     play = ray.remote(max_retries=MAX_RETRIES, num_cpus=1, num_gpus=int(on_gpu))(_play_remotely)
-    code = code_hash(*_CODE)
+    code = code_hash(*PLAYING_CODE)
     settings, waiting, on_their_way = plain(config), deque(shards), deque[tuple[Shard, Any]]()
     try:
         num_workers = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0))
@@ -181,7 +181,7 @@ def _play_remotely(settings: Mapping[str, Any], shard: Shard, code: str) -> list
     Raises:
         ValueError: the code here is not that of who asks.
     """
-    if code_hash(*_CODE) != code:
+    if code_hash(*PLAYING_CODE) != code:
         raise ValueError(
             f"{socket.gethostname()} has another version of distillery than who collects; install the same"
         )

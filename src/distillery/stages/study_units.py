@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distillery.core.lifetimes import BASELINES
 from distillery.papers.results import Run
 from distillery.papers.study import Study, Variant
-from distillery.stages.entry import BASELINES, agent_settings, plain
+from distillery.stages.entry import agent_settings, plain
 from distillery.stages.validate import settings_as_before
 from distillery.training.checkpoints import FORMAT_VERSION
 

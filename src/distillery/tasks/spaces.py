@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from distillery.core.specs import SOLE, Box, Discrete, Space, TaskSpec
+from distillery.core.specs import FLOAT32_WHOLE, SOLE, Box, Discrete, Space, TaskSpec
 
 # Gymnasium's environments write "no bound" as infinity or as the largest float of some type.
 _BEYOND = 1e18
-_FLOAT32_WHOLE = 1 << 24
 
 SpaceOf = spaces.Space[Any]
 
@@ -38,7 +37,7 @@ def _box(name: str, space: spaces.Box) -> Box:
     low, high = _limit(space.low.min(), -1), _limit(space.high.max(), 1)
     if space.dtype == np.uint8:
         return Box(space.shape or (1,), low, high, "uint8")
-    if space.dtype is not None and space.dtype.kind in "iu" and max(abs(low), abs(high)) > _FLOAT32_WHOLE:
+    if space.dtype is not None and space.dtype.kind in "iu" and max(abs(low), abs(high)) > FLOAT32_WHOLE:
         raise ValueError(
             f"the observation's part '{name}' holds whole numbers up to {max(abs(low), abs(high)):g}, which float32 "
             "cannot tell apart; name it in drop_observation_parts, or transform it by a wrapper"

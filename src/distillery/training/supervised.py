@@ -11,6 +11,7 @@ Letters: B batch, T environment steps, K numbers of an action, P parameters of a
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from distillery.layers.actions import prediction_loss
 from distillery.layers.activation_checkpointing import activation_checkpointing
 from distillery.layers.precision import bfloat16_products
 from distillery.training.distributed import Workers
+from distillery.training.muon import BatchedMuon
 from distillery.training.sharding import (
     blocks_of,
     gathered,
@@ -88,27 +90,20 @@ class SupervisedLearner:
         fsdp: bool = False,
         workers: Workers | None = None,
     ) -> None:
-        if optimiser not in OPTIMISERS:
-            raise ValueError(f"training optimiser must be one of {', '.join(OPTIMISERS)}, got {optimiser!r}")
-        if num_updates < 1:
-            raise ValueError(f"training num_updates must be at least 1, got {num_updates}")
-        if not learning_rate > 0 or not muon_learning_rate > 0:
-            raise ValueError(
-                f"learning rates must be above 0, got learning_rate={learning_rate} and "
-                f"muon_learning_rate={muon_learning_rate}"
-            )
-        fractions = {"label_smoothing": label_smoothing, "warmup_fraction": warmup_fraction}
-        fractions |= {"initial_fraction": initial_fraction, "final_fraction": final_fraction}
-        for name, value in fractions.items():
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"training {name} must be from 0 to 1, got {value}")
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"training betas must be two numbers from 0 to below 1, got {betas}")
-        if not gradient_clip > 0 or weight_decay < 0:
-            raise ValueError(
-                f"training gradient_clip must be above 0 and weight_decay at least 0, got {gradient_clip} and "
-                f"{weight_decay}"
-            )
+        _require_settings(
+            optimiser=optimiser,
+            num_updates=num_updates,
+            rates={"learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate},
+            fractions={
+                "label_smoothing": label_smoothing,
+                "warmup_fraction": warmup_fraction,
+                "initial_fraction": initial_fraction,
+                "final_fraction": final_fraction,
+            },
+            betas=betas,
+            gradient_clip=gradient_clip,
+            weight_decay=weight_decay,
+        )
         if label_smoothing and isinstance(model.spec.action, Box):
             raise ValueError(
                 f"training label_smoothing={label_smoothing} is for discrete actions, and these are "
@@ -139,7 +134,7 @@ class SupervisedLearner:
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
         if matrices:
-            self._optimisers.append(torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
+            self._optimisers.append(BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay))
         self._optimisers.append(
             torch.optim.AdamW(
                 others, lr=learning_rate, betas=(betas[0], betas[1]), fused=fused or None, weight_decay=weight_decay
@@ -219,6 +214,36 @@ class SupervisedLearner:
         load_model_state(self.model, state["model"])
         for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
             load_optimiser_state(optimiser, saved)
+
+
+def _require_settings(
+    *,
+    optimiser: str,
+    num_updates: int,
+    rates: Mapping[str, float],
+    fractions: Mapping[str, float],
+    betas: tuple[float, float],
+    gradient_clip: float,
+    weight_decay: float,
+) -> None:
+    """Refuses settings that are out of range, whatever the model."""
+    if optimiser not in OPTIMISERS:
+        raise ValueError(f"training optimiser must be one of {', '.join(OPTIMISERS)}, got {optimiser!r}")
+    if num_updates < 1:
+        raise ValueError(f"training num_updates must be at least 1, got {num_updates}")
+    if not all(rate > 0 for rate in rates.values()):
+        given = " and ".join(f"{name}={rate}" for name, rate in rates.items())
+        raise ValueError(f"learning rates must be above 0, got {given}")
+    for name, value in fractions.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"training {name} must be from 0 to 1, got {value}")
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"training betas must be two numbers from 0 to below 1, got {betas}")
+    if not gradient_clip > 0 or weight_decay < 0:
+        raise ValueError(
+            f"training gradient_clip must be above 0 and weight_decay at least 0, got {gradient_clip} and "
+            f"{weight_decay}"
+        )
 
 
 def _block_matrices(model: SequenceModel) -> list[nn.Parameter]:

@@ -1,0 +1,21 @@
+"""What all who measure lifetimes agree on.
+
+Letters: N episodes.
+"""
+
+import numpy as np
+
+# Agents that train nothing: what learned ones are held against.
+BASELINES = ("source", "random", "oracle")
+# The end of a lifetime, whose mean return is its level.
+FINAL_EPISODES = 10
+_ROUNDING = 1e-9
+
+
+def episodes_to(curve: np.ndarray, level: float) -> int | None:
+    """First episode e of an (N,) curve, counted from 1, such that episodes e to e + 9 average at least `level`."""
+    if len(curve) < FINAL_EPISODES:
+        return None
+    averages = np.convolve(curve, np.full(FINAL_EPISODES, 1 / FINAL_EPISODES), "valid")
+    reached = np.flatnonzero(averages >= level - _ROUNDING)
+    return int(reached[0]) + 1 if len(reached) else None
