@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -58,9 +58,9 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-@lru_cache(maxsize=256)
+@cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Composing takes a while, and the seeds of a variant differ in nothing else."""
+    """Composing takes a while; seeds of a variant differ in nothing else, and all are asked for again and again."""
     GlobalHydra.instance().clear()
     with initialize_config_module("distillery.conf", version_base="1.3"):
         config = compose("config", list(overrides))
