@@ -1,4 +1,7 @@
-"""Watermaze's renderer, a batch of views at once, beside MuJoCo drawing a pool like it one view after another."""
+"""Watermaze's renderer, a batch of views at once, beside MuJoCo drawing a pool like it one view after another.
+
+And what it is a part of: a step of acting in context, the model's time included.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -10,10 +13,14 @@ import torch
 from benchmarks.cases import NOT_INSTALLED, Case, Conditions, Row, compare
 from benchmarks.machine import Demand
 from benchmarks.timing import Side, Variant, Work, installed
+from distillery.core.seeding import torch_generator
+from distillery.evaluation.in_context import chooser, live
+from distillery.models.causal_transformer import CausalTransformer
 from distillery.tasks.watermaze import Watermaze
 
 SIZES = ((18, 24), (72, 96))
 MUJOCO = "MuJoCo, one by one"
+ALONE = "its views alone"
 
 
 def views(height: int, width: int, num_pools: int, device: str) -> Work:
@@ -67,7 +74,41 @@ def rendering(height: int, width: int, conditions: Conditions) -> list[Row]:
     )
 
 
+def acting(height: int, width: int, num_lifetimes: int, device: str) -> Work:
+    """Lifetimes in pools, as the model of the Watermaze experiment lives them, a step at a time."""
+    pool = Watermaze(height=height, width=width)
+    torch.manual_seed(0)
+    model = CausalTransformer(
+        pool.spec, context_length=200, width=64, num_layers=4, num_heads=4, feedforward_width=256
+    ).to(device)
+    choose = chooser(pool.spec, greedy=False, generator=torch_generator(0, "actions", device=device))
+    steps = live(model.eval(), pool.batch(np.arange(num_lifetimes), seed=0, device=device), choose)
+
+    @torch.inference_mode()
+    def work() -> int:
+        next(steps)
+        return num_lifetimes
+
+    return work
+
+
+def share_of_acting(height: int, width: int, conditions: Conditions) -> list[Row]:
+    """Steps per second of acting beside views per second: the part of a step that is spent on its view."""
+    num_pools, device = conditions.size(256, quick=8), conditions.device
+    ours = Side("ours", [Variant(partial(acting, height, width, num_pools, device), {"lifetimes": num_pools})])
+    alone = Side(ALONE, [Variant(partial(views, height, width, num_pools, device), {"pools": num_pools})])
+    what = f"acting in context in {num_pools} pools, {height}x{width}"
+    return compare(what, "steps/s", ours, [alone], conditions, keys={ALONE: f"view_vs_acting_step_{height}x{width}"})
+
+
 CASES = [
     Case(f"renderer/{height}x{width}", f"views of pools, {height}x{width}", partial(rendering, height, width))
+    for height, width in SIZES
+] + [
+    Case(
+        f"renderer/acting_{height}x{width}",
+        f"acting in context in pools, {height}x{width}",
+        partial(share_of_acting, height, width),
+    )
     for height, width in SIZES
 ]
