@@ -80,7 +80,7 @@ DATASET_SEED = 0
 
 @contextlib.contextmanager
 def _made_once(folder: Path, proof: str) -> Iterator[bool]:
-    """Whether `folder` is still to be made; other processes that need it wait until it is."""
+    """Whether `folder` is still to be made, which a file in it proves; others that need it wait until it is."""
     lock = Path(".scratch", "locks", f"{digest(str(folder))}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(lock):
@@ -134,7 +134,8 @@ def _trained(config: DictConfig) -> dict[str, Any]:
     kind = agent_settings(config).histories
     if kind is not None:
         folder = histories_folder(config, kind)
-        with _made_once(folder, METADATA_FILE) as needed:
+        # All kinds of a dataset are collected at once: who needs another kind of it waits as well.
+        with _made_once(folder.parent, f"{kind}/{METADATA_FILE}") as needed:
             if needed:
                 own = OmegaConf.merge(config, {"seed": DATASET_SEED})
                 assert isinstance(own, DictConfig)
