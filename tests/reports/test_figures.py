@@ -18,7 +18,15 @@ from distillery.reports.filmstrip import (
 )
 from distillery.reports.goal_map import GoalValues, goal_map
 from distillery.reports.learning_curves import PUBLISHED_DARK_ROOM, CurvePanel, learning_curves
-from distillery.reports.style import AGENTS, agent_style, experiment_colour, gif_bytes, png_bytes, sentence_figure
+from distillery.reports.style import (
+    AGENTS,
+    agent_style,
+    experiment_colour,
+    gif_bytes,
+    png_bytes,
+    sentence_figure,
+    webp_bytes,
+)
 from distillery.reports.training_curves import training_curves
 
 
@@ -232,6 +240,9 @@ def test_training_of_several_families_is_shown_by_scores() -> None:
 def test_a_sentence_stands_in_for_a_picture() -> None:
     figure = sentence_figure("There is no room to draw.")
     assert png_bytes(figure).startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(png_bytes(figure))) as png, Image.open(io.BytesIO(webp_bytes(figure))) as webp:
+        assert (png.format, webp.format) == ("PNG", "WEBP")
+        assert png.convert("RGB").tobytes() == webp.convert("RGB").tobytes()  # nothing is lost
     with Image.open(io.BytesIO(gif_bytes(figure))) as image:
         assert image.format == "GIF"
         assert image.n_frames == 1

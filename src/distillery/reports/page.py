@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 TEMPLATE = "page.html.j2"
-_TYPES = {"png": "image/png", "gif": "image/gif"}
+_TYPES = {"png": "image/png", "gif": "image/gif", "webp": "image/webp"}
 
 
 def data_uri(name: str, content: bytes) -> str:

@@ -98,18 +98,23 @@ def sentence_figure(sentence: str) -> Figure:
 
 def gif_bytes(figure: Figure) -> bytes:
     """The figure as a GIF of one frame."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png_bytes(figure))) as image:
-        image.save(buffer, format="GIF")
-    return buffer.getvalue()
+    return _saved(figure, format="GIF")
 
 
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG of at most 256 colours; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    with Image.open(buffer) as image:
-        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return _saved(figure, format="PNG", optimize=True)
+
+
+def webp_bytes(figure: Figure) -> bytes:
+    """The same picture as `png_bytes` gives, in three quarters of its size; for pages that hold many."""
+    return _saved(figure, format="WEBP", lossless=True, quality=100, method=6)
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
+    """The figure in at most 256 colours, saved by Pillow."""
+    drawn, saved = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(saved, **options)
+    return saved.getvalue()

@@ -35,7 +35,7 @@ from distillery.reports.study_figures import (
     curves_figure,
     sweep_figure,
 )
-from distillery.reports.style import png_bytes
+from distillery.reports.style import webp_bytes
 from distillery.reports.tables import DASH, rounded
 from distillery.stages.study_setup import setup_sentences
 from distillery.stages.study_units import is_current, told_runtimes, unit_of
@@ -65,13 +65,13 @@ def study_image(numbers: StudyNumbers) -> bytes | None:
     if not variants:
         return None
     if study.metric.startswith(EXTRA):
-        return png_bytes(attention_figure([_panel(numbers, variant) for variant in variants]))
+        return webp_bytes(attention_figure([_panel(numbers, variant) for variant in variants]))
     if study.axis is not None or study.metric == "normalised":
         ylabel = _METRIC_NAMES.get(study.metric, study.metric)
         lines = _sweep_lines(numbers, variants)
-        return png_bytes(sweep_figure(lines, xlabel=study.axis or "", ylabel=ylabel, besides=study.published_besides))
+        return webp_bytes(sweep_figure(lines, xlabel=study.axis or "", ylabel=ylabel, besides=study.published_besides))
     lines_of_curves = [_line(numbers, variant) for variant in variants]
-    return png_bytes(curves_figure(lines_of_curves, level=study.level, level_label=study.level_label))
+    return webp_bytes(curves_figure(lines_of_curves, level=study.level, level_label=study.level_label))
 
 
 def _caption(study: Study) -> str:
@@ -317,7 +317,7 @@ def write_page(page: Path = PAGE, results: Path = RESULTS) -> Path:
         values, image = study_values(study, results)
         told.append(values)
         if image is not None:
-            images[f"{study.name}.png"] = image
+            images[f"{study.name}.webp"] = image
     text = render_page(
         images,
         template="paper.html.j2",
