@@ -1,6 +1,7 @@
 """A study runs for real: shares what is equal, adds up over sittings, resumes, and becomes a page."""
 
 import html
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 
 from distillery.papers.results import Run, SplitResult, add_run, read_runs
 from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, StudyNumbers
@@ -138,7 +140,10 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     folder, study = ran
     results = folder / "data" / "results"
     values, image = study_values(study, results)
-    assert image is not None and image.startswith(b"\x89PNG")
+    assert image is not None
+    with Image.open(io.BytesIO(image)) as picture:
+        assert picture.format == "WEBP"
+        picture.load()
     assert values["rows"][0]["variant"] == "AD"
     assert values["checks"][0]["mark"] in (MET, REFUTED, UNDECIDED)
     assert values["checks"][0]["numbers"].endswith(", so far of 2 trainings")
