@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cases import Case, Conditions, all_cases, chosen_cases
 from benchmarks.machine import Limits, describe, measure_limits
-from benchmarks.results import print_tables, read_results, store, update_readme, write_results
+from benchmarks.results import print_tables, read_results, require_rivals, store, update_readme, write_results
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
@@ -50,6 +50,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def measure(cases: list[Case], options: argparse.Namespace) -> list[str]:
     """Measures the cases one after another, each stored when it is done; returns the names of those that failed."""
     results = read_results(options.output)
+    require_rivals(results, cases, options.device)
     limits: Limits = measure_limits(options.device, quick=options.quick)
     folder = options.output.parent.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,13 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import benchmarks
 from benchmarks.machine import Demand, Limits
-from benchmarks.timing import Clock, Figure, Side, installed, race
+from benchmarks.timing import Clock, Figure, Side, installed, longest_operations, timed
 
 NOT_INSTALLED = "not installed (pip install -e '.[bench]')"
 WHOLE_PACKAGE = "not installed (pip install -e .; this case needs {})"
@@ -60,7 +60,7 @@ class Row:
         note: why a figure is missing, or what it cannot say.
         key: under which `results.json` keeps the ratio; None keeps it in the row alone.
         shares: the part of the machine's limits that our side uses.
-        profile: the operations that take longest, where they were looked at.
+        profile: the operators of torch that take longest on our side; its comparison's first row has it.
         more: whatever else was measured.
     """
 
@@ -132,6 +132,8 @@ def compare(
 ) -> list[Row]:
     """One row for each rival, all of which and ours take turns; one row of ours alone where there is none.
 
+    The first has the profile of ours.
+
     Args:
         what: is measured.
         unit: of the speeds.
@@ -143,8 +145,8 @@ def compare(
         more: see `Row.more`.
     """
     present = [side for side in rivals if side.is_installed]
-    own, *others = race([ours, *present], conditions.clock)
-    figures = {figure.name: figure for figure in others}
+    (own, work), *others = timed([ours, *present], conditions.clock)
+    figures = {figure.name: figure for figure, _ in others}
     shares = {}
     if demand is not None:
         shares = demand.shares(own.wall, str(own.settings.get("precision", "float32")), conditions.limits)
@@ -163,7 +165,8 @@ def compare(
             more=more or {},
         )
 
-    return [row(side.name) for side in rivals] or [row()]
+    rows = [row(side.name) for side in rivals] or [row()]
+    return [replace(rows[0], profile=longest_operations(work, conditions.clock)), *rows[1:]]
 
 
 def all_cases() -> list[Case]:

@@ -8,7 +8,7 @@ entries and the record of a step, of networks six operations a weight and sample
 Letters: S states, A actions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -71,12 +71,15 @@ def random_loop(env_id: str, num_steps: int) -> Side:
     return Side("loop over a Gymnasium env, without learning", [Variant(prepare, {"device": "cpu"})])
 
 
-def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) -> list[Side]:
+def stable_baselines(
+    algorithm: str, conditions: Conditions, hidden_sizes: Sequence[int] | None = None, **settings: Any
+) -> list[Side]:
     """An algorithm of stable-baselines3 on Dark Room: on its own vectorised environments, and on our batched ones.
 
     Args:
         algorithm: `PPO`, `DQN` or `A2C`.
         conditions: of the run.
+        hidden_sizes: layers that policy and values share; None leaves the network as it comes.
         **settings: of the algorithm, or functions of the number of environments that give them.
     """
     num_steps = conditions.size(4096, quick=64)
@@ -85,7 +88,10 @@ def stable_baselines(algorithm: str, conditions: Conditions, **settings: Any) ->
         from benchmarks.rivals.stable_baselines import learning
 
         own = {name: value(num_envs) if callable(value) else value for name, value in settings.items()}
-        return learning(algorithm, kind=kind, num_envs=num_envs, num_steps=num_steps, settings=own)()
+        prepare_learning = learning(
+            algorithm, kind=kind, num_envs=num_envs, num_steps=num_steps, hidden_sizes=hidden_sizes, settings=own
+        )
+        return prepare_learning()
 
     def side(name: str, kind: str) -> Side:
         variants = [
@@ -166,7 +172,7 @@ def explorer(conditions: Conditions) -> list[Row]:
 
 
 def a2c(conditions: Conditions) -> list[Row]:
-    """The actor-critic with the paper's network; the other side has one for the policy and one for the values."""
+    """The actor-critic with the paper's network, which policy and values share on both sides."""
     source = A2C(num_episodes=conditions.size(2, quick=1), num_actors=conditions.size(100, quick=4))
     num_learners = conditions.size([57, 228], quick=[3], cuda=[228, 1824])
     inputs = 9 + 9
@@ -177,7 +183,7 @@ def a2c(conditions: Conditions) -> list[Row]:
         STEPS,
         Side("ours", [runs(source, DarkRoom(), number, conditions) for number in num_learners]),
         [
-            *stable_baselines("A2C", conditions, policy_kwargs={"net_arch": HIDDEN}),
+            *stable_baselines("A2C", conditions, HIDDEN, n_steps=source.rollout_steps),
             random_loop("distillery/DarkRoom-v0", conditions.size(2000, quick=20)),
         ],
         conditions,

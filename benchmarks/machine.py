@@ -7,9 +7,11 @@ copy of an array that no cache holds, whose bytes count twice, once read and onc
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,9 +132,22 @@ def describe(device: str, limits: Limits, *, quick: bool) -> dict[str, Any]:
         # The Makefile sets them, and they decide what memory costs.
         "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "quick": quick,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
         "matrix_product_gflops": {name: speed / 1e9 for name, speed in limits.products.items()},
         "memory_copy_gb_per_s": limits.copy / 1e9,
     }
+
+
+def commit() -> str | None:
+    """The code's, with a + where files differ from it; None where no git knows."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def rival_versions() -> dict[str, str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from benchmarks.cases import Case, Row
 from benchmarks.targets import TARGETS
+from benchmarks.timing import installed
 
 Results = dict[str, Any]
 # A row as `results.json` holds it.
 StoredRow = Mapping[str, Any]
 
-COLUMNS = ("what", "ours", "beside", "its speed", "ratio, wall", "ratio, CPU", "share of limit")
+COLUMNS = ("what", "ours", "beside", "its figure", "ratio, wall", "ratio, CPU", "share of limit")
 BEGIN = "<!-- begin: figures, written by `python -m benchmarks --readme` -->"
 END = "<!-- end: figures -->"
 NOT_MEASURED = "not measured"
@@ -70,6 +71,22 @@ def store(results: Results, case: Case, rows: Sequence[Row], machine: Mapping[st
     results["ratios"], results["ratios_cpu"] = _ratios(results, "wall"), _ratios(results, "cpu")
 
 
+def require_rivals(results: Results, cases: Sequence[Case], device: str) -> None:
+    """Refuses to measure alone what was measured beside others, whose figures would be lost.
+
+    Raises:
+        ValueError: some of those others are not installed.
+    """
+    for case in cases:
+        for row in results["cases"].get(case.name, {}).get(device, {"rows": []})["rows"]:
+            packages = (row["rival"] or {}).get("packages", ())
+            if not installed(packages):
+                raise ValueError(
+                    f"{case.name} was measured beside {row['beside']}, which is not installed here, so that the "
+                    "figure would be lost; pip install -e '.[bench]', or choose another file with --output"
+                )
+
+
 def _ratios(results: Results, clock: str) -> dict[str, float]:
     """Ratios by key; those of a GPU have a key of their own."""
     ratios = {}
@@ -93,15 +110,23 @@ def number(value: float | None, suffix: str = "") -> str:
     return f"{value:,.0f}{suffix}" if abs(value) >= 100 else f"{value:.3g}{suffix}"
 
 
+def _figure(figure: Mapping[str, Any] | None, unit: str = "") -> str:
+    """A figure with what was chosen on its side: precision, batch, ..."""
+    if figure is None:
+        return ""
+    chosen = [f"{name} {value}" for name, value in figure["settings"].items() if name not in ("device", "threads")]
+    return f"{number(figure['wall'])} {unit}".strip() + (f" ({', '.join(chosen)})" if chosen else "")
+
+
 def cells(row: StoredRow) -> tuple[str, ...]:
     """A row's text, one for each of `COLUMNS`."""
     ours, rival, shares = row["ours"], row["rival"], row["shares"]
     share = max(shares, key=lambda name: float(shares[name])) if shares else None
     return (
         row["what"],
-        "" if ours is None else f"{number(ours['wall'])} {row['unit']}",
+        _figure(ours, row["unit"]),
         row["beside"] or "",
-        " ".join(filter(None, ("" if rival is None else number(rival["wall"]), row["note"]))),
+        " ".join(filter(None, (_figure(rival), row["note"]))),
         number(row["ratio"]["wall"], " x"),
         number(row["ratio"]["cpu"], " x"),
         "" if share is None else f"{shares[share]:.1%} of {share}",
@@ -155,14 +180,15 @@ def _machine(machine: Mapping[str, Any]) -> str:
     products = ", ".join(f"{number(value)} in {name}" for name, value in machine["matrix_product_gflops"].items())
     return (
         f"{machine['device_name']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}; "
-        f"matrix products at {products} GFLOP/s, memory copied at {number(machine['memory_copy_gb_per_s'])} GB/s"
+        f"matrix products at {products} GFLOP/s, memory copied at {number(machine['memory_copy_gb_per_s'])} GB/s; "
+        f"{machine['date']}, commit {machine['commit'] or 'unknown'}"
     )
 
 
 def _device(results: Results, cases: Sequence[Case], device: str) -> list[str]:
-    """A table of every case on one device, each machine named once."""
+    """A table of every case on one device, and what was measured on which machine, when, and of which code."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) - 1)]
-    machines: list[str] = []
+    machines: dict[str, list[str]] = {}
     for case in cases:
         measured = results["cases"].get(case.name, {}).get(device)
         if device not in case.devices:
@@ -171,10 +197,8 @@ def _device(results: Results, cases: Sequence[Case], device: str) -> list[str]:
             lines.append(f"| {case.about} | {NOT_MEASURED} |" + " |" * (len(COLUMNS) - 2))
             continue
         lines += [f"| {' | '.join(cells(row))} |" for row in measured["rows"]]
-        machine = _machine(measured["machine"])
-        if machine not in machines:
-            machines.append(machine)
-    return [*(f"Measured on: {machine}.\n" for machine in machines), *lines]
+        machines.setdefault(_machine(measured["machine"]), []).append(case.name)
+    return [*(f"{', '.join(names)}: measured on {machine}.\n" for machine, names in machines.items()), *lines]
 
 
 def figures(results: Results, cases: Sequence[Case]) -> str:

@@ -26,7 +26,7 @@ TARGETS = (
     ),
     Target(
         "collection_a2c_vs_sb3",
-        "collection, actor-critic of 3x128, beside A2C with 3x128 for policy and values each",
+        "collection, actor-critic of 3x128, beside A2C of stable-baselines3 with the same network",
         "≥ 30",
     ),
     Target("training_vs_gpt2_width64", "training at width 64, 4 layers, 400 steps, beside GPT-2 as it comes", "≥ 1.5"),

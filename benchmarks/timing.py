@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+# Operators that a profile tells of.
+NUM_OPERATIONS = 5
 
 # Does some work and returns how many units it did.
 Work = Callable[[], int]
@@ -61,6 +65,7 @@ class Figure:
         cpu: the same in CPU time; None where the figure is no time.
         spread: the part by which the slowest round was below the best; None where there was one round.
         settings: of the side.
+        packages: that it needs.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Figure:
     cpu: float | None = None
     spread: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,11 @@ def _fastest(side: Side, clock: Clock) -> tuple[Variant, Work]:
 
 def race(sides: Sequence[Side], clock: Clock) -> list[Figure]:
     """Speeds of all sides, which take turns."""
+    return [figure for figure, _ in timed(sides, clock)]
+
+
+def timed(sides: Sequence[Side], clock: Clock) -> list[tuple[Figure, Work]]:
+    """The same, each with the work that was timed."""
     chosen = [_fastest(side, clock) for side in sides]
     turns: list[list[tuple[float, float]]] = [[] for _ in sides]
     for _ in range(clock.rounds):
@@ -140,8 +151,8 @@ def race(sides: Sequence[Side], clock: Clock) -> list[Figure]:
             own.append(clock.turn(work))
     shared = {"device": clock.device, "threads": torch.get_num_threads()}
     return [
-        Figure(side.name, *speeds(own), settings=shared | dict(variant.settings))
-        for side, own, (variant, _) in zip(sides, turns, chosen, strict=True)
+        (Figure(side.name, *speeds(own), settings=shared | dict(variant.settings), packages=side.packages), work)
+        for side, own, (variant, work) in zip(sides, turns, chosen, strict=True)
     ]
 
 
@@ -149,6 +160,25 @@ def speeds(turns: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """Best speed by wall time, best by CPU time, and the spread of the first."""
     walls, cpus = zip(*turns, strict=True)
     return max(walls), max(cpus), 1 - min(walls) / max(walls)
+
+
+def longest_operations(work: Work, clock: Clock) -> list[dict[str, Any]]:
+    """The operators of torch that take most of one turn, by their own time; none where torch does nothing."""
+    on_gpu = clock.device != "cpu"
+    calls, begin = 0, time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+        while not calls or time.perf_counter() - begin < clock.seconds:
+            work()
+            calls += 1
+        synchronise(clock.device)
+    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, attribute)) for event in profiled.key_averages()}
+    total = sum(times.values())
+    longest = sorted(times, key=lambda name: -times[name])[:NUM_OPERATIONS]
+    return [
+        {"operation": name, "milliseconds": times[name] / calls / 1e3, "share": times[name] / total}
+        for name in longest
+    ]
 
 
 @dataclass

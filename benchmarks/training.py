@@ -8,13 +8,11 @@ Letters: B batch, T environment steps, W width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import Case, Conditions, Row, compare
 from benchmarks.machine import Demand
@@ -28,7 +26,6 @@ from distillery.training.supervised import SupervisedLearner
 
 # Length of the learning-rate schedule; no case makes so many updates.
 NUM_UPDATES = 100_000
-NUM_PROFILED = 5
 
 
 @dataclass(frozen=True)
@@ -193,38 +190,15 @@ def variants(train: Callable[..., Work], shape: Shape, conditions: Conditions) -
     ]
 
 
-def longest_operations(work: Work, device: str) -> list[dict[str, Any]]:
-    """The five operators in which most time is spent, by their own time."""
-    on_gpu = device != "cpu"
-    work()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
-        for _ in range(NUM_PROFILED):
-            work()
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    times = {event.key: float(getattr(event, attribute)) for event in profiled.key_averages()}
-    total = sum(times.values())
-    longest = sorted(times, key=lambda name: -times[name])[:5]
-    return [
-        {"operation": name, "milliseconds": times[name] / NUM_PROFILED / 1e3, "share": times[name] / total}
-        for name in longest
-    ]
-
-
-def step_of(shape: Shape, figure: Figure, device: str) -> Work:
-    """Our step in the precision that a figure was measured in."""
-    settings = figure.settings
-    return our_training(shape, device, bfloat16=settings["precision"] == "bfloat16", compile=bool(settings["compile"]))
-
-
 def training(name: str, conditions: Conditions) -> list[Row]:
-    """Tokens per second of all sides, and what takes longest in ours."""
+    """Tokens per second of all sides."""
     shape = conditions.size(SHAPES[name], quick=TINY)
     ours = Side("ours", variants(our_training, shape, conditions))
     rivals = [
         Side(beside, variants(partial(rival_training, beside), shape, conditions), rival.packages)
         for beside, rival in RIVALS.items()
     ]
-    rows = compare(
+    return compare(
         f"training step, {shape.width} wide, {shape.num_layers} layers, {shape.num_steps} steps",
         "tokens/s",
         ours,
@@ -233,9 +207,6 @@ def training(name: str, conditions: Conditions) -> list[Row]:
         keys={beside: f"{rival.key}_{name}" for beside, rival in RIVALS.items()},
         demand=shape.demand,
     )
-    assert rows[0].ours is not None
-    operations = longest_operations(step_of(shape, rows[0].ours, conditions.device), conditions.device)
-    return [replace(rows[0], profile=operations), *rows[1:]]
 
 
 def training_large(conditions: Conditions) -> list[Row]:
@@ -261,7 +232,6 @@ def training_large(conditions: Conditions) -> list[Row]:
             rival=Figure("matrix product, bfloat16", limit),
             beside="matrix product, bfloat16",
             key="training_25m_vs_bfloat16_limit",
-            profile=longest_operations(step_of(shape, row.ours, conditions.device), conditions.device),
         ),
     ]
 

@@ -125,7 +125,10 @@ def entries() -> list[tuple[str, str]]:
 def test_committed_composition_is_fresh(section: str, name: str):
     committed = load(ROOT / "data" / "resolved" / section / f"{name}.yaml")
     fresh = plain(compose_entry(load_params(ROOT / "params.yaml"), section, name))
-    stored = {key: value for key, value in committed.items() if key not in ("defaults", "hydra")}
+    assert committed["checkpoint"] == "${name}", "another name must train another checkpoint"
+    stored = {key: value for key, value in committed.items() if key not in ("defaults", "hydra")} | {
+        "checkpoint": name
+    }
     assert stored == fresh, "run `dvc repro` and commit data/resolved"
 
 

@@ -1,6 +1,9 @@
-"""stable-baselines3 on Dark Room: PPO, DQN and A2C on its vectorised environments, or on ours behind its interface."""
+"""stable-baselines3 on Dark Room: PPO, DQN and A2C on its vectorised environments, or on ours behind its interface.
 
-from collections.abc import Callable, Iterator, Mapping
+Letters: E environments, I inputs, F features.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -8,7 +11,10 @@ import numpy as np
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
 
 import distillery.tasks  # noqa: F401  registers the environments
 from benchmarks.timing import Work
@@ -66,6 +72,35 @@ class BatchedEnvs(VecEnv):
         return list(self._each(False, indices))
 
 
+class SharedLayers(BaseFeaturesExtractor):
+    """Layers of ReLU units that policy and values share, as in the lab's actor-critic.
+
+    Args:
+        observation_space: of one environment.
+        hidden_sizes: units of each layer.
+    """
+
+    def __init__(self, observation_space: gymnasium.Space[Any], hidden_sizes: Sequence[int]) -> None:
+        super().__init__(observation_space, hidden_sizes[-1])
+        widths = [get_flattened_obs_dim(observation_space), *hidden_sizes]
+        pairs = zip(widths, hidden_sizes, strict=False)
+        self.layers = nn.Sequential(*(layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())))
+
+    def forward(self, inputs_EI: Tensor) -> Tensor:
+        """Features (E, F) of observations that stand one-hot, one dimension after another."""
+        features_EF: Tensor = self.layers(inputs_EI.flatten(1))
+        return features_EF
+
+
+def shared_network(hidden_sizes: Sequence[int]) -> dict[str, Any]:
+    """Settings of a policy whose layers policy and values share, each with a linear layer of its own on top."""
+    return {
+        "net_arch": [],
+        "features_extractor_class": SharedLayers,
+        "features_extractor_kwargs": {"hidden_sizes": list(hidden_sizes)},
+    }
+
+
 def environments(kind: str, num_envs: int) -> VecEnv:
     """Dark Room with one goal: `own`, its vectorised environments, or `batched`, ours."""
     if kind == "batched":
@@ -75,7 +110,13 @@ def environments(kind: str, num_envs: int) -> VecEnv:
 
 
 def learning(
-    algorithm: str, *, kind: str, num_envs: int, num_steps: int, settings: Mapping[str, Any] | None = None
+    algorithm: str,
+    *,
+    kind: str,
+    num_envs: int,
+    num_steps: int,
+    hidden_sizes: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Callable[[], Work]:
     """Learning on, by so many environment steps at a time.
 
@@ -84,12 +125,14 @@ def learning(
         kind: see `environments`.
         num_envs: environments at once.
         num_steps: at least so many a call; a rollout is never cut.
+        hidden_sizes: layers that policy and values share; None leaves the network as it comes.
         settings: of the algorithm, where they are not its defaults.
     """
 
     def prepare() -> Work:
         envs = environments(kind, num_envs)
-        model = ALGORITHMS[algorithm]("MlpPolicy", envs, device="cpu", seed=0, **(settings or {}))
+        policy = {} if hidden_sizes is None else {"policy_kwargs": shared_network(hidden_sizes)}
+        model = ALGORITHMS[algorithm]("MlpPolicy", envs, device="cpu", seed=0, **policy, **(settings or {}))
 
         def work() -> int:
             before = model.num_timesteps

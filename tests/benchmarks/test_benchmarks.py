@@ -1,6 +1,7 @@
 """The benchmarks run, both sides of a comparison compute the same, and no time is asserted."""
 
 import ast
+import ctypes.util
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from benchmarks.__main__ import FOLDER, RESULTS, main
 from benchmarks.cases import NOT_INSTALLED, Case, Row, all_cases, chosen_cases
 from benchmarks.evaluation import Recomputing, living, model_of
 from benchmarks.machine import Demand, Limits
-from benchmarks.results import BEGIN, END, figures, read_results, store, update_readme, write_results
+from benchmarks.results import BEGIN, END, figures, read_results, require_rivals, store, update_readme, write_results
 from benchmarks.rivals import plain_loops
 from benchmarks.rivals.networks import PlainTraining
 from benchmarks.timing import Clock, Figure, Side, Variant, installed, race
@@ -25,6 +26,7 @@ from benchmarks.training import RIVALS, TINY, our_model, random_context, rival_n
 from benchmarks.windows import collected, contexts_of, packed
 from distillery.core.records import Context
 from distillery.histories.writer import steps_frame
+from distillery.sources.a2c import A2C
 from distillery.tasks.dark_room import DarkRoom
 from distillery.training.supervised import SupervisedLearner
 
@@ -39,6 +41,8 @@ MACHINE = {
     "quick": False,
     "matrix_product_gflops": {"float32": 185.0},
     "memory_copy_gb_per_s": 20.0,
+    "commit": "abc",
+    "date": "2026-01-31",
 }
 # What a GPU machine may lack: everything that the three packages of our side do not need themselves.
 BARE = """
@@ -204,7 +208,8 @@ def a_case(name: str) -> Case:
 
 
 def a_row() -> Row:
-    ours, theirs = Figure("ours", 6.0, 8.0), Figure("theirs", 3.0, 2.0)
+    ours = Figure("ours", 6.0, 8.0, settings={"device": "cpu", "threads": 2, "precision": "bfloat16"})
+    theirs = Figure("theirs", 3.0, 2.0)
     return Row("a", "steps/s", ours=ours, rival=theirs, beside="theirs", key="k")
 
 
@@ -221,6 +226,21 @@ def test_a_case_takes_the_place_of_its_own_rows_alone(tmp_path: Path):
     assert results["ratios_cpu"] == {"k": 4.0, "k_cuda": 4.0, "l": 4.0}
     store(results, a_case("one/a"), [replace(row, rival=None, note=NOT_INSTALLED)], MACHINE)
     assert results["ratios"] == {"k_cuda": 2.0, "l": 2.0}
+
+
+def test_what_was_measured_beside_others_is_not_measured_alone(tmp_path: Path):
+    path = tmp_path / "results.json"
+    results = read_results(path)
+    row = a_row()
+    gone = replace(row, rival=replace(row.rival, packages=("torch", "no_such_package")))
+    store(results, a_case("one/a"), [gone], MACHINE)
+    store(results, a_case("two/b"), [replace(row, rival=replace(row.rival, packages=("torch",)))], MACHINE)
+    write_results(path, results)
+    results = read_results(path)
+    require_rivals(results, [a_case("two/b"), a_case("three/c")], "cpu")
+    require_rivals(results, [a_case("one/a")], "cuda")
+    with pytest.raises(ValueError, match="one/a was measured beside theirs, which is not installed.*--output"):
+        require_rivals(results, [a_case("one/a"), a_case("two/b")], "cpu")
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path):
@@ -246,7 +266,8 @@ def test_readme_is_rendered_from_results(tmp_path: Path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| a | 6 steps/s | theirs | 3 | 2 x | 4 x |  |" in text
+    assert "| a | 6 steps/s (precision bfloat16) | theirs | 3 | 2 x | 4 x |  |" in text
+    assert "one/a: measured on a CPU, 2 cores" in text and "2026-01-31, commit abc." in text
     assert text.count("| about two/b | not measured |") == 2
     assert text.count("| about one/a | not measured |") == 1
     store(results, a_case("one/a"), [row], {**MACHINE, "quick": True})
@@ -262,7 +283,31 @@ def test_committed_figures_are_those_of_the_committed_results():
     assert figures(read_results(RESULTS), all_cases()) in text, "run `python -m benchmarks --readme`"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in all_cases() if "cpu" in case.devices], ids=lambda case: case.name)
+def test_every_case_runs_beside_its_rivals(case: Case, tmp_path: Path):
+    if case.stage == "renderer" and ctypes.util.find_library("EGL") is None:
+        pytest.skip("MuJoCo draws through EGL, which this machine lacks")
+    output = tmp_path / "results.json"
+    main([*QUICK, "--output", str(output), case.name])
+    rows = json.loads(output.read_text())["cases"][case.name]["cpu"]["rows"]
+    assert all(row["note"] != NOT_INSTALLED for row in rows), "the rivals are installed for tests"
+    assert all(row["ours"]["wall"] > 0 for row in rows)
+    assert all(row["rival"] is None or row["rival"]["wall"] > 0 for row in rows)
+
+
 # Both sides do the same
+
+
+def test_both_actor_critics_have_one_network_of_the_same_size():
+    from benchmarks.rivals.stable_baselines import ALGORITHMS, environments, shared_network
+
+    theirs = ALGORITHMS["A2C"]("MlpPolicy", environments("own", 2), policy_kwargs=shared_network([128] * 3)).policy
+    ours = A2C(num_episodes=1, num_actors=2).start(DarkRoom(), np.array([0]), seed=0)
+    weights = sum(parameter.numel() for parameter in ours._networks.parameters)
+    assert count(theirs) == weights == 18 * 128 + 128 + 2 * (128 * 128 + 128) + 128 * 6 + 6
+    assert sum(isinstance(layer, nn.ReLU) for layer in theirs.modules()) == 3
+    assert theirs.share_features_extractor
 
 
 @pytest.mark.parametrize("play", ["env", "tables"])

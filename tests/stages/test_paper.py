@@ -4,6 +4,7 @@ import html
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -167,7 +168,7 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distillery.stages.paper_page.load_claims", partial(load_claims, folder=folder / "papers"))
         learns, flies = claim_rows(studies, results)
-    assert learns["num_checks"] == 1 and learns["studies"] == [{"name": "toy", "title": "A toy"}]
+    assert learns["counts"] and learns["studies"] == [{"name": "toy", "title": "A toy"}]
     assert learns["verdict"].endswith("so far") and flies["verdict"] == NOT_RUN
 
 
@@ -214,6 +215,40 @@ def test_two_variants_compare(ran, monkeypatch, capsys):
     assert "return at the end" in shown and "2 training seed(s), 4 tasks" in shown
     with pytest.raises(SystemExit, match="no result 'toy/nonsense'.*toy/ad"):
         compare.main(["toy/ad", "toy/nonsense"])
+
+
+def test_a_result_beside_another_is_told_as_its_study_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bandit = load_study("adversarial_bandit")
+    for seed, (variant, value) in enumerate({"random": 50.0, "source": 80.0, "ad": 77.0, "dpt": 65.0}.items()):
+        split = SplitResult([value], [0, 1], [value, value], [value, value], [90.0, 90.0], [0.0, 0.0])
+        unit = unit_of(bandit, bandit.variants[variant], 0)
+        updates = seed if bandit.variants[variant].trains else None
+        add_run(
+            bandit.name, Run(variant, 0, unit.settings, "abc", {"held_out": split}, updates=updates), bandit.variants
+        )
+    good, plain = (compare.read_result(f"adversarial_bandit/{name}", "held_out") for name in ("ad", "source"))
+    assert good.scores["normalised"].mean() == pytest.approx(0.9) and "first" not in good.scores
+    assert (good.trained, plain.trained) == (True, False)
+    with pytest.raises(
+        ValueError, match="'adversarial_bandit/ad' was not evaluated on the split 'seen', but on held_out"
+    ):
+        compare.read_result("adversarial_bandit/ad", "seen")
+
+
+@pytest.mark.slow
+def test_again_takes_back_what_shares_a_training(ran, tmp_path, monkeypatch):
+    folder, study = ran
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert paper.withdraw([(study, ["ad"])]) == ["toy/ad/0", "toy/ad/1", "toy/prompted/0", "toy/looking/0"]
+    assert [(run.variant, run.seed) for run in read_runs("toy")] == [
+        ("ed", 0), ("dpt", 0), ("source", 0), ("random", 0)
+    ]  # fmt: skip
+    model = Path("models", unit_of(study, study.variants["ad"], 0).config["checkpoint"], "ad")
+    assert (model / "model.json").is_file() and not (model / "commit.txt").exists()
+    with pytest.raises(SystemExit, match="name the studies"):
+        paper.main(["--again"])
 
 
 def test_committed_results_make_a_page(tmp_path):
@@ -349,6 +384,8 @@ def test_every_run_of_every_study_would_start(name):
             OmegaConf.set_struct(config, True)
             check(config)
             assert set(study.splits) <= set(config.evaluation.splits)
+            if config.agent == "rl2":  # beyond its trial it was trained for nothing
+                assert config.evaluation.lifetimes.num_episodes <= config.training.learner.episodes_per_trial
 
 
 def test_a_setting_that_came_later_leaves_older_results_current():

@@ -14,7 +14,9 @@ from distillery.histories.contexts import Contexts
 from distillery.histories.reader import open_packed
 from distillery.layers.actions import log_probability
 from distillery.models.causal_transformer import CausalTransformer
+from distillery.models.linear_transformer import LinearTransformer
 from distillery.models.lstm import LSTMModel
+from distillery.tasks.dark_room import DarkRoom
 from distillery.training.checkpoints import (
     FORMAT_VERSION,
     CheckpointError,
@@ -110,6 +112,20 @@ def test_the_best_validation_is_kept_and_a_plateau_stops(draw):
     assert (progress.update, progress.best_update, progress.best_score) == (4, 2, 0.5)
     for name, tensor in progress.best_weights.items():
         assert torch.equal(tensor, snapshots[1][name])
+
+
+def test_the_last_weights_are_kept_where_scores_tell_nothing(draw):
+    scores = iter([0.1, 0.5, 0.4])
+    learner = small_learner(3)
+    schedule = Schedule(num_updates=3, validate_every_updates=1, keeps="last")
+    progress = fit(learner, draw, schedule, lambda model: {"score": next(scores)}, show_progress=False)
+    assert (progress.update, progress.best_update, progress.best_score) == (3, 3, 0.4)
+    for name, tensor in learner.whole_model().state_dict().items():
+        assert torch.equal(tensor, progress.best_weights[name])
+    with pytest.raises(ValueError, match="set it to null, or keeps to best"):
+        Schedule(num_updates=3, validate_every_updates=1, keeps="last", patience_validations=2)
+    with pytest.raises(ValueError, match="keeps must be best or last, got 'first'"):
+        Schedule(num_updates=3, validate_every_updates=1, keeps="first")
 
 
 def test_training_loss_falls_and_seeded_runs_repeat(draw):
@@ -252,6 +268,17 @@ def test_muon_gets_the_block_matrices_and_adamw_the_rest():
     counts = [sum(len(group["params"]) for group in optimiser.param_groups) for optimiser in (muon, adamw)]
     assert counts[0] == 2 * 4
     assert sum(counts) == len(list(small_learner().model.parameters()))
+
+
+def test_muon_leaves_kernels_over_time_alone():
+    model = LinearTransformer(
+        DarkRoom().spec, context_length=8, width=16, num_layers=2, num_heads=2, feedforward_width=32
+    )
+    muon, _ = SupervisedLearner(model, num_updates=2, optimiser="muon")._optimisers
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    given = [names[id(parameter)] for group in muon.param_groups for parameter in group["params"]]
+    assert given and all(name.endswith(".weight") for name in given)
+    assert any(name.endswith("kernel") for name in names.values()) and not any("kernel" in name for name in given)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ A run is one variant with one training seed: its return per episode, and for eac
 are known by a hash of their settings; a run whose settings did not change is not run again.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,28 @@ def all_runs(folder: Path = FOLDER) -> dict[str, Run]:
     return {run.settings: run for path in sorted(folder.glob("*.json")) for run in read_runs(path.stem, folder)}
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = Path(".scratch", "locks", f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
+        yield
+
+
+def withdraw_runs(settings: Collection[str], folder: Path = FOLDER) -> list[str]:
+    """Takes runs of these settings out of every study's file; returns their names, ``study/variant/seed``."""
+    withdrawn = []
+    for path in sorted(folder.glob("*.json")):
+        with _locked(path):
+            runs = read_runs(path.stem, folder)
+            gone = [run for run in runs if run.settings in settings]
+            if gone:
+                with whole_file(path) as temporary:
+                    temporary.write_text(_text(path.stem, [run for run in runs if run not in gone]))
+        withdrawn += [f"{path.stem}/{run.variant}/{run.seed}" for run in gone]
+    return withdrawn
+
+
 def add_run(study: str, run: Run, order: Iterable[str], folder: Path = FOLDER) -> None:
     """Puts a run into its study's file, in the place of an older one of the same variant and seed.
 
@@ -146,9 +169,7 @@ def add_run(study: str, run: Run, order: Iterable[str], folder: Path = FOLDER) -
     path = result_file(study, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     places = {name: number for number, name in enumerate(order)}
-    lock = Path(".scratch", "locks", f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(lock):
+    with _locked(path):
         runs = [old for old in read_runs(study, folder) if (old.variant, old.seed) != (run.variant, run.seed)]
         kept = sorted(
             (each for each in [*runs, run] if each.variant in places),

@@ -3,17 +3,19 @@
 A check is met or refuted where its interval lies on one side of what is asked, and undecided where it does not; a
 verdict on few trainings is one so far.
 
-What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the
-t interval over the means of the training seeds, and a difference is judged by Welch's. Where there is one training,
-its tasks are all there is to vary. Beside it stands what the field reports: the interquartile mean with its 95 %
-bootstrap interval, stratified by task (Agarwal et al., Deep RL at the Edge of the Statistical Precipice, 2021, arXiv
-2108.13264), which resamples the runs of each task on their own and is therefore narrower. All of it is SciPy's.
+What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the t
+interval over the means of the training seeds, and a difference is judged by Welch's. Where there is one training, its
+tasks are all there is to vary; held against several, it is taken to spread as they do. Beside it stands what the field
+reports: the interquartile mean with its 95 % bootstrap interval, stratified by task (Agarwal et al., Deep RL at the
+Edge of the Statistical Precipice, 2021, arXiv 2108.13264), which resamples the runs of each task on their own and is
+therefore narrower. All of it is SciPy's.
 
 Letters: S training seeds, K tasks, N episodes.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ SAME = 1e-9  # numbers this close are equal but for rounding
 ENDS = ("random", "source")
 # A check that rests on fewer trainings is one so far, however many are planned.
 MIN_TRAININGS = 3
-MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
+STATUSES = MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
 HOLDS, IN_PART, DOES_NOT, OPEN, NOT_RUN = "holds", "holds in part", "does not hold", "is undecided", "not run yet"
 
 
@@ -55,29 +57,39 @@ class Verdict:
     Attributes:
         word: `HOLDS`, `IN_PART`, `DOES_NOT`, `OPEN` or `NOT_RUN`.
         is_final: whether all its checks are.
+        counts: checks by status.
     """
 
     word: str
     is_final: bool
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         """In words."""
         return self.word if self.is_final or self.word == NOT_RUN else f"{self.word} so far"
 
+    @property
+    def told_counts(self) -> str:
+        """How many checks came out how, in words."""
+        return ", ".join(f"{self.counts[status]} {status}" for status in STATUSES if self.counts.get(status))
+
 
 def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
-    """What the outcomes of a claim's checks come to."""
-    found = [outcome.status for outcome in outcomes]
+    """What the outcomes of a claim's checks come to.
+
+    It holds if all are met, holds in part if some are met and others refuted, does not hold if some are refuted and
+    none is met, and is undecided while nothing is refuted and not all are met.
+    """
+    counts = Counter(outcome.status for outcome in outcomes)
     is_final = all(outcome.is_final for outcome in outcomes)
-    decided = {status for status in found if status != UNRUN}
-    if not decided:
-        return Verdict(NOT_RUN, False)
-    if decided == {MET}:
-        return Verdict(HOLDS, is_final)
-    if MET in decided:
-        return Verdict(IN_PART, is_final)
-    return Verdict(DOES_NOT if REFUTED in decided else OPEN, is_final)
+    if counts.keys() <= {UNRUN}:
+        return Verdict(NOT_RUN, False, counts)
+    if counts.keys() <= {MET, UNRUN}:
+        return Verdict(HOLDS, is_final, counts)
+    if REFUTED not in counts:
+        return Verdict(OPEN, is_final, counts)
+    return Verdict(IN_PART if MET in counts else DOES_NOT, is_final, counts)
 
 
 @dataclass(frozen=True)
@@ -299,12 +311,20 @@ class StudyNumbers:
     def _check_difference(self, check: Check) -> tuple[str, str]:
         assert check.worse is not None
         asked: dict[str, Any] = {"metric": check.metric, "split": check.split, "episodes": check.episodes}
-        low, high = difference(self.scores(check.variant, **asked), self.scores(check.worse, **asked))
+        low, high = difference(
+            self.scores(check.variant, **asked),
+            self.scores(check.worse, **asked),
+            paired=self._task_ids(check.variant, check.split) == self._task_ids(check.worse, check.split),
+            trained=tuple(self.study.variants[name].trains for name in (check.variant, check.worse)),
+        )
         own, other = (self.level(name, **asked) for name in (check.variant, check.worse))
         text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
         if low > check.margin:
             return MET, text
         return (REFUTED if high <= check.margin else UNDECIDED), text
+
+    def _task_ids(self, variant: str, split: str) -> list[int]:
+        return next(run.splits[split].task_ids for run in self._runs[variant] if split in run.splits)
 
     def _check_episodes(self, check: Check) -> tuple[str, str]:
         own = self._episodes_of_runs(check.variant, check.split)
@@ -313,12 +333,19 @@ class StudyNumbers:
             limits, text = [check.at_most], _told_episodes(own)
         else:
             others = self._episodes_of_runs(check.worse, check.split)
+            if min(own) == min(others) == np.inf:  # who is sooner, nothing tells
+                return UNDECIDED, f"neither within {self._num_episodes(check)} episodes"
             # Fewer by more than the margin is at most the one before, episodes being counted.
             limits = [other - check.margin - SAME for other in others]
             text = f"{_told_episodes(own)} against {_told_episodes(others)}"
         if max(own) < np.inf and max(own) <= min(limits):
             return MET, text
         return (REFUTED if min(own) == np.inf or min(own) > max(limits) else UNDECIDED), text
+
+    def _num_episodes(self, check: Check) -> int:
+        """Of the shorter of both sides' lifetimes."""
+        names = [check.variant] if check.worse is None else [check.variant, check.worse]
+        return min(len(curve) for name in names for curve in self.curve(name, check.split))
 
     def _episodes_of_runs(self, variant: str, split: str) -> list[float]:
         """Episodes to the study's level of every training; infinite where it is never reached."""
@@ -347,18 +374,37 @@ def _told_episodes(counts: Sequence[float]) -> str:
     return told[0] if told[0] == told[1] else f"{told[0]} to {told[1]}"
 
 
-def difference(better: np.ndarray, worse: np.ndarray, *, paired: bool = True) -> tuple[float, float]:
-    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores: Welch's.
+def difference(
+    better: np.ndarray, worse: np.ndarray, *, paired: bool = True, trained: tuple[bool, ...] = (True, True)
+) -> tuple[float, float]:
+    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores.
 
-    Where one of them has one seed, the first of each are held against each other task by task, so that the tasks' own
-    spread drops out; `paired` False says that the tasks are not the same. Of one number each, there is no interval.
+    Of several trainings each it is Welch's. One training against several is taken to spread as they do: Student's, of
+    one variance. What does not train is what it is, so that the others' spread remains. One training against one is
+    held against it task by task, so that the tasks' own spread drops out; of one number each, there is no interval.
+
+    Args:
+        better: (S, K) scores.
+        worse: (S', K') scores.
+        paired: whether the tasks are the same.
+        trained: whether each of the two is a training's.
     """
-    if paired and 1 in (len(better), len(worse)) and better.shape[1] == worse.shape[1]:
-        if better.shape[1] == 1:
-            return -np.inf, np.inf
-        return interval(better[:1] - worse[:1])
-    one, two = _draws(better), _draws(worse)
+    counts = len(better), len(worse)
+    if counts == (1, 1):
+        if not (paired and better.shape == worse.shape):
+            return _between(better[0], worse[0], equal_spread=False)
+        return interval(better - worse) if better.shape[1] > 1 else (-np.inf, np.inf)
+    if counts[0] == 1 and not trained[0]:
+        return interval(better.mean() - worse)
+    if counts[1] == 1 and not trained[1]:
+        return interval(better - worse.mean())
+    return _between(better.mean(1), worse.mean(1), equal_spread=1 in counts)
+
+
+def _between(one: np.ndarray, two: np.ndarray, *, equal_spread: bool) -> tuple[float, float]:
+    """95 % interval of the difference of the means of two samples."""
+    gap = float(one.mean() - two.mean())
     if np.ptp(one) < SAME and np.ptp(two) < SAME:
-        return float(one.mean() - two.mean()), float(one.mean() - two.mean())
-    found = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+        return gap, gap
+    found = stats.ttest_ind(one, two, equal_var=equal_spread).confidence_interval(0.95)
     return float(found.low), float(found.high)

@@ -178,6 +178,16 @@ class Study:
                     f"study '{self.name}': the check '{check.text}' would always be met; give it worse, at_least or "
                     "at_most"
                 )
+            if check.split not in self.splits:
+                raise ValueError(
+                    f"study '{self.name}': the check '{check.text}' is of the split '{check.split}', which the study "
+                    f"does not show; choose {' or '.join(self.splits)}"
+                )
+            if check.at_least is not None and check.at_most is not None and check.at_least > check.at_most:
+                raise ValueError(
+                    f"study '{self.name}': the check '{check.text}' could never be met: at_least is "
+                    f"{check.at_least:g}, at_most {check.at_most:g}"
+                )
             metric = check.metric or self.metric
             if check.episodes is not None and metric not in CURVE_METRICS:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Figures of studies: returns per episode, or a level over one quantity, ours beside the published numbers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,9 +80,19 @@ def _styles(lines: Sequence[CurveLine]) -> list[tuple[str, Any]]:
     """Colour and line style of each line, none of them twice.
 
     The first line of an agent has the agent's own, in every figure; its further ones, and those of agents that have
-    none, take a palette's, once drawn through and then dashed.
+    none, take a palette's, once drawn through and then dashed. Where agents have as many lines each, one for each of
+    the same settings, a setting has its colour and an agent its style.
     """
-    seen, styles, number = set[str](), list[tuple[str, Any]](), 0
+    styles = list[tuple[str, Any]]()
+    counts = Counter(line.agent for line in lines)
+    if len(counts) > 1 and set(counts.values()) == {len(lines) // len(counts)} != {1}:
+        agents, shown = list(counts), Counter[str]()
+        for line in lines:
+            colour = _PALETTE[shown[line.agent] % len(_PALETTE)]
+            styles.append((colour, _DASHES[agents.index(line.agent) % len(_DASHES)]))
+            shown[line.agent] += 1
+        return styles
+    seen, number = set[str](), 0
     for line in lines:
         if line.agent in AGENTS and line.agent not in seen:
             style = agent_style(line.agent)
@@ -122,9 +133,19 @@ def curves_figure(
             dots = ":" if len(x) >= _JOINED_POINTS else "none"
             axes.plot(x, y, color=colour, linestyle=dots, marker="o", markersize=4, linewidth=1)
             longest = max(longest, *x)
-    for line, (colour, _) in zip(lines, styles, strict=True):
+    for line, (colour, dashes) in zip(lines, styles, strict=True):
         if line.published_end is not None and not line.published:
-            axes.plot([longest], [line.published_end], color=colour, marker="o", markersize=4, clip_on=False)
+            # What is drawn through has full dots, what is dashed rings.
+            inside = colour if dashes == _DASHES[0] else "none"
+            axes.plot(
+                [longest],
+                [line.published_end],
+                color=colour,
+                marker="o",
+                markerfacecolor=inside,
+                markersize=4,
+                clip_on=False,
+            )
     if any(line.published or line.published_end is not None for line in lines):
         axes.plot([], [], color=FAINT, linestyle=":", marker="o", markersize=4, label="as published")
     if level is not None:

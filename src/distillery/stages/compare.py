@@ -2,9 +2,11 @@
 
 python -m distillery.stages.compare dark_room/ad dark_room/ed                 two evaluations of the pipeline
 python -m distillery.stages.compare context_size/c200 context_size/c20        two variants of a study
+python -m distillery.stages.compare dark_room/ad study:dark_room/ad           where both have one of that name
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +17,24 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from distillery.core.lifetimes import FINAL_EPISODES
+from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import Run, read_runs
-from distillery.papers.statistics import difference, level, scores_of
+from distillery.papers.statistics import StudyNumbers, difference, level, scores_of
 from distillery.papers.study import load_study, study_names
 from distillery.stages.study_units import is_current, told_runtimes
 
 EVALUATIONS = Path("data", "evaluations")
 STUDY = "study:"
-MEASURES = {"final": "return at the end", "first": "return in the first episode", "mean": "mean over the lifetime"}
+MEASURES = {
+    "normalised": "normalised score",
+    "oracle_fraction": "part of the oracle's return",
+    "final": "return at the end",
+    "first": "return in the first episode",
+    "gain": "gain over the first episode",
+    "mean": "mean over the lifetime",
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,14 @@ class Result:
         origin: where it was found.
         scores: by measure, (S, K): training seeds by tasks.
         task_ids: (K,) of the tasks.
+        trained: whether it is a training's, which would come out otherwise with another seed.
     """
 
     name: str
     origin: str
     scores: dict[str, np.ndarray]
     task_ids: tuple[int, ...]
+    trained: bool
 
 
 def read_result(name: str, split: str) -> Result:
@@ -56,15 +67,11 @@ def read_result(name: str, split: str) -> Result:
     first, _, last = name.removeprefix(STUDY).partition("/")
     path = EVALUATIONS / first / last / LIFETIMES_FILE
     evaluated = bool(last) and path.is_file() and not name.startswith(STUDY)
-    runs = [run for run in current_runs(first) if run.variant == last and split in run.splits]
-    if runs and not evaluated:
-        by_measure = {measure: scores_of(runs, measure, split) for measure in ("first", "final")}
-        return Result(name, _origin(first, runs), by_measure, tuple(runs[0].splits[split].task_ids))
     if not evaluated:
-        raise ValueError(f"there is no result '{name}' on the split '{split}'; there are {', '.join(_there_are())}")
+        return _study_result(name, first, last, split)
     rows = pl.read_parquet(path).filter(pl.col("split") == split).sort("task_id", "seed", "episode")
     if rows.is_empty():
-        raise ValueError(f"'{name}' was not evaluated on the split '{split}'")
+        raise ValueError(f"'{name}' was not evaluated on the split '{split}'; choose another --split")
     tasks = tuple(rows["task_id"].unique(maintain_order=True).to_list())
     returns = rows["return"].to_numpy().reshape(len(tasks), -1, rows["episode"].n_unique())
     scores = {
@@ -72,7 +79,32 @@ def read_result(name: str, split: str) -> Result:
         "final": returns[..., -FINAL_EPISODES:].mean((1, 2))[None],
         "mean": returns.mean((1, 2))[None],
     }
-    return Result(name, f"evaluation in {path.parent}", scores, tasks)
+    return Result(name, f"evaluation in {path.parent}", scores, tasks, trained=last not in BASELINES)
+
+
+def _study_result(name: str, study: str, variant: str, split: str) -> Result:
+    runs = [run for run in current_runs(study) if run.variant == variant]
+    if not runs:
+        known = _there_are()
+        near = [other for other in known if other.partition("/")[0] == study]
+        near = near or difflib.get_close_matches(name.removeprefix(STUDY), known) or known
+        raise ValueError(f"there is no result '{name}'; there are {', '.join(near)}")
+    evaluated = list(dict.fromkeys(other for run in runs for other in run.splits))
+    runs = [run for run in runs if split in run.splits]
+    if not runs:
+        raise ValueError(
+            f"'{name}' was not evaluated on the split '{split}', but on {', '.join(evaluated)}; choose --split"
+        )
+    scores = {measure: scores_of(runs, measure, split) for measure in ("final", "first")}
+    if study in study_names():
+        numbers = StudyNumbers(load_study(study), current_runs(study))
+        metric = numbers.study.metric
+        if metric in MEASURES and numbers.has(variant, split, metric):
+            scores[metric] = numbers.scores(variant, metric=metric, split=split)
+    if np.array_equal(scores["first"], scores["final"]):  # there is one episode
+        del scores["first"]
+    tasks, trained = tuple(runs[0].splits[split].task_ids), runs[0].updates is not None
+    return Result(name, _origin(study, runs), scores, tasks, trained)
 
 
 def current_runs(study: str) -> list[Run]:
@@ -115,7 +147,7 @@ def compare(one: Result, other: Result) -> Table:
     for measure in MEASURES:
         if measure in one.scores and measure in other.scores:
             a, b = one.scores[measure], other.scores[measure]
-            low, high = difference(a, b, paired=one.task_ids == other.task_ids)
+            low, high = difference(a, b, paired=one.task_ids == other.task_ids, trained=(one.trained, other.trained))
             table.add_row(
                 MEASURES[measure],
                 level(a).text(3),

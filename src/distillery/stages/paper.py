@@ -5,6 +5,7 @@ python -m distillery.stages.paper context_size        one of them, then the page
 python -m distillery.stages.paper context_size/c200   one variant of it
 python -m distillery.stages.paper --page              the page alone, from the committed results
 python -m distillery.stages.paper --list              what there is, and what is left to run
+python -m distillery.stages.paper context_size --again    after a change of code: trains and runs all of it anew
 
 Every finished run is written at once to ``data/results/<study>.json``; stopped at any time, the next call goes on
 with what is left. Histories and checkpoints lie under ``data/histories/study`` and ``models/study``, named by a hash
@@ -42,7 +43,7 @@ from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.core.protocols import TaskDistribution
 from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE
 from distillery.histories.format import METADATA_FILE, Metadata
-from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs
+from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs, withdraw_runs
 from distillery.papers.study import Study, Variant, load_study, study_names
 from distillery.stages.attention import mapped_attention
 from distillery.stages.baselines import write_baselines
@@ -63,7 +64,9 @@ from distillery.stages.study_units import (
     digest,
     is_current,
     require_known_runtime,
+    runtime_of,
     settings_by_runtime,
+    unit_of,
     units_of,
 )
 from distillery.stages.train import train
@@ -226,6 +229,31 @@ def missing_runs(studies: Sequence[tuple[Study, Collection[str]]], extra: Sequen
     return [same for _, same in sorted(zip(order, left.values(), strict=True), key=lambda pair: pair[0])]
 
 
+def withdraw(studies: Sequence[tuple[Study, Collection[str]]]) -> list[str]:
+    """Takes back results, so that their trainings are made anew, and those of other studies that rest on these.
+
+    Returns the names of the results, ``study/variant/seed``.
+    """
+    by_name = {name: load_study(name) for name in study_names()} | {study.name: study for study, _ in studies}
+    every = [
+        unit_of(study, study.variants[run.variant], run.seed, [runtime] if runtime else [])
+        for study in by_name.values()
+        for run in read_runs(study.name)
+        for runtime in [runtime_of(study, run)]
+        if runtime is not None
+    ]
+    asked = {(study.name, variant) for study, variants in studies for variant in variants}
+    chosen = [unit for unit in every if (unit.study, unit.variant) in asked]
+    checkpoints = {unit.config["checkpoint"] for unit in chosen}
+    settings = {unit.settings for unit in chosen}
+    for unit in every:
+        if unit.config["checkpoint"] in checkpoints and by_name[unit.study].variants[unit.variant].trains:
+            settings.add(unit.settings)
+            proof = checkpoint_folder(OmegaConf.create(unit.config), unit.config["agent"]) / _COMMIT_FILE
+            proof.unlink(missing_ok=True)
+    return withdraw_runs(settings)
+
+
 def run_studies(
     studies: Sequence[tuple[Study, Collection[str]]], *, num_workers: int, num_threads: int, extra: Sequence[str]
 ) -> int:
@@ -364,6 +392,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a process each")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--page", action="store_true", help="draw the page alone")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="take back the results of the studies named, and train anew; if stopped, go on without this option",
+    )
     parser.add_argument("--list", action="store_true", help="list the studies and what is left to run")
     options = parser.parse_intermixed_args(arguments)
     names = [name for name in options.studies if "=" not in name]
@@ -383,6 +416,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.list:
             list_studies(studies, extra)
             return
+        if options.again:
+            if not names or options.page:
+                raise ValueError("--again takes results back: name the studies, and leave --page out")
+            print(f"taken back: {', '.join(withdraw(studies)) or 'nothing'}")
         failed = 0
         if not options.page:
             failed = run_studies(studies, num_workers=options.workers, num_threads=options.threads, extra=extra)

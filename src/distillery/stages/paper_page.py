@@ -221,7 +221,7 @@ def _hardest(numbers: StudyNumbers) -> dict[str, str] | None:
         chosen = max(learned, key=lambda variant: numbers.level(variant.name, metric="final").value)
     listed = numbers.failures(chosen.name)[:_NUM_WORST]
     told = ", ".join(f"{task}: {final:.2f} of {oracle:.4g}, {failed:.0%}" for task, final, oracle, failed in listed)
-    return {"label": chosen.label, "text": told}
+    return {"label": _full_label(numbers.study, chosen), "text": told}
 
 
 def _setup(study: Study) -> dict[str, Any] | None:
@@ -229,7 +229,13 @@ def _setup(study: Study) -> dict[str, Any] | None:
     trained = next((variant for variant in study.variants.values() if variant.trains), None)
     if trained is None:
         return None
-    return {"label": trained.label, "sentences": setup_sentences(unit_of(study, trained, 0).config)}
+    label = _full_label(study, trained)
+    return {"label": label, "sentences": setup_sentences(unit_of(study, trained, 0).config)}
+
+
+def _full_label(study: Study, variant: Variant) -> str:
+    """A variant's label outside its study's table; that of one over a quantity is a bare number there."""
+    return variant.label if study.axis is None else f"{study.title}: {variant.label}"
 
 
 def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any], bytes | None]:
@@ -265,7 +271,7 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
 
 def _verdict_values(verdict: Verdict) -> dict[str, str]:
     css = _CLASSES[verdict.word] + ("" if verdict.is_final else " sofar")
-    return {"verdict": verdict.text, "verdict_class": css}
+    return {"verdict": verdict.text, "verdict_class": css, "counts": verdict.told_counts}
 
 
 def _mixed_histories(numbers: StudyNumbers) -> str:
@@ -295,8 +301,6 @@ def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[s
                     "number": number,
                     "text": text,
                     **_verdict_values(verdict_of(outcomes)),
-                    "num_met": sum(outcome.status == MET for outcome in outcomes),
-                    "num_checks": len(outcomes),
                     "studies": [{"name": name, "title": title} for name, title in _named(found)],
                 }
             )

@@ -44,7 +44,7 @@ from distillery.reports.tables import (
     wide_curves,
 )
 from distillery.reports.training_curves import training_curves
-from distillery.stages.paper_page import gathered
+from distillery.stages.paper_page import PAGE, gathered
 from distillery.stages.resolve import load_params
 
 FOLDER = Path("data", "reports")
@@ -262,18 +262,25 @@ def wording(
 
 
 def with_studies(metrics: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's metrics, each of one training, and those of studies for what the pipeline does not run."""
+    """The pipeline's metrics, each of one training, and those of studies for what the pipeline does not run.
+
+    A study of an experiment that the pipeline runs as well stands whole beside it, as ``dark_room_study``.
+    """
     for values in (values for agents in metrics.values() for splits in agents.values() for values in splits.values()):
         values |= {"num_training_seeds": 1, "is_normalised": False}
-    return {name: {**studies.get(name, {}), **metrics.get(name, {})} for name in dict.fromkeys([*metrics, *studies])}
+    merged = {name: {**studies.get(name, {}), **metrics.get(name, {})} for name in dict.fromkeys([*metrics, *studies])}
+    return merged | {f"{name}_study": studies[name] for name in metrics if name in studies}
 
 
-def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> dict[str, bytes]:
+def make_report(
+    results: Mapping[str, Results], studies: Mapping[str, Any], *, has_paper: bool = False
+) -> dict[str, bytes]:
     """Every file of the report, name to content; writes nothing.
 
     Args:
         results: of the pipeline's experiments.
         studies: metrics of committed studies, see `distillery.stages.paper_page.gathered`.
+        has_paper: whether the page of the studies lies beside the report.
     """
     titles = {experiment: result.title for experiment, result in results.items()}
     curves = pl.concat([result.curves for result in results.values()])
@@ -288,6 +295,7 @@ def make_report(results: Mapping[str, Results], studies: Mapping[str, Any]) -> d
     page = render_page(
         images,
         **told,
+        has_paper=has_paper,
         experiments=list(results),
         titles=titles,
         verdicts=verdicts(metrics, titles),
@@ -321,7 +329,7 @@ def report() -> None:
         listed = params.get("agents")
         raise ValueError(f"params.yaml must list the agent 'ad', which is what is reported; it lists {listed}")
     results = {experiment: read_results(experiment, list(params["agents"])) for experiment in params["experiments"]}
-    for name, content in make_report(results, gathered()).items():
+    for name, content in make_report(results, gathered(), has_paper=PAGE.is_file()).items():
         with whole_file(FOLDER / name) as temporary:
             temporary.write_bytes(content)
     print(f"report on {', '.join(results)}: {FOLDER / 'index.html'}")

@@ -119,14 +119,14 @@ def check(config: DictConfig) -> None:
         ValueError: naming the value and the remedy.
     """
     tasks, source = build(config.tasks), build(config.sources)
-    tasks.splits()
+    check_oracle(tasks)
     build(config.histories.collection.selection)
     for name, agent in config.agents.items():
         if agent.histories is not None and agent.histories not in KINDS:
             raise ValueError(
                 f"agents.{name}.histories must be null or one of {', '.join(KINDS)}, got {agent.histories!r}"
             )
-        build(config.training.schedule, patience_validations=agent.patience_validations)
+        build(config.training.schedule, patience_validations=agent.patience_validations, keeps=agent.keeps)
     for name in ("runs_per_task", "learners_per_shard"):
         count = config.histories.collection[name]
         if count < 1:
@@ -153,6 +153,21 @@ def check(config: DictConfig) -> None:
         )
     check_window(config)
     check_evaluation(config, tasks)
+
+
+def check_oracle(tasks: TaskDistribution) -> None:
+    """Refuses tasks of which nothing can be gained, whose scores would be no numbers.
+
+    Raises:
+        ValueError: naming some of them.
+    """
+    oracle = tasks.oracle_returns()
+    hopeless = [int(task) for ids in tasks.splits().values() for task in ids if not oracle[task] > 0]
+    if hopeless:
+        raise ValueError(
+            f"the oracle gains nothing in {len(hopeless)} tasks, so that no return can be held against it: task_id "
+            f"{', '.join(map(str, hopeless[:5]))}{', ...' if len(hopeless) > 5 else ''}; raise tasks.episode_steps"
+        )
 
 
 def check_evaluation(config: DictConfig, tasks: TaskDistribution) -> None:
@@ -232,9 +247,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     path = Path("data", "resolved", options.section, f"{options.name}.yaml")
-    text = yaml.safe_dump(
-        {"defaults": HYDRA_DEFAULTS, "hydra": HYDRA_NODE, **plain(config)}, sort_keys=False, width=119
-    )
+    settings = plain(config)
+    if settings["checkpoint"] == settings["name"]:
+        # Who gives the experiment another name on a command line trains another checkpoint.
+        settings["checkpoint"] = "${name}"
+    text = yaml.safe_dump({"defaults": HYDRA_DEFAULTS, "hydra": HYDRA_NODE, **settings}, sort_keys=False, width=119)
     with whole_file(path) as temporary:
         temporary.write_text(
             f"# Written by distillery.stages.resolve from params.yaml and conf/; change those instead.\n{text}"

@@ -111,7 +111,7 @@ def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[s
         settings_as_before(plain(config.models)),
         plain(config.training),
         plain(config.histories.contexts),
-        plain(agent_settings(config)),
+        settings_as_before(plain(agent_settings(config))),
         FORMAT_VERSION,  # a checkpoint of another format is no use
         seed,
         *_deciding_runtime(config),
@@ -127,7 +127,7 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     is_baseline = variant.agent in BASELINES
     decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
     decides |= {group: settings_as_before(config[group]) for group in ("sources", "models")}
-    decides["agents"] = None if is_baseline else config["agents"][config["agent"]]
+    decides["agents"] = None if is_baseline else settings_as_before(config["agents"][config["agent"]])
     # What a checkpoint of another format returned tells nothing of today's model.
     decides["format_version"] = FORMAT_VERSION
     if is_baseline:

@@ -115,7 +115,9 @@ def train_model(
     torch.manual_seed(stream_seed(config.seed, "model"))
     model: SequenceModel = build(config.models, spec=tasks.spec)
     device = workers.device(runtime.device)
-    schedule: Schedule = build(config.training.schedule, patience_validations=agent.patience_validations)
+    schedule: Schedule = build(
+        config.training.schedule, patience_validations=agent.patience_validations, keeps=agent.keeps
+    )
     # A learner without histories makes its own experience on training tasks.
     plays = {} if contexts is not None else {"tasks": tasks, "seed": stream_seed(config.seed, "play")}
     learner = build(

@@ -16,13 +16,13 @@ from distillery.histories.reader import validate_dataset
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.resolve import check_window
 
-# Settings of sources and models that came later than histories and results that are kept, at the value under which
-# all is as it was before.
-_ADDED_SINCE = {"tie_break": "random", "replay": None, "num_key_heads": None}
+# Settings of sources, models and agents that came later than histories and results that are kept, at the value under
+# which all is as it was before.
+_ADDED_SINCE = {"tie_break": "random", "replay": None, "num_key_heads": None, "keeps": "best"}
 
 
 def settings_as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a source or model, without what came later and changes nothing; what is kept stays current by it."""
+    """Those of a source, model or agent, but for what came later and changes nothing; what is kept stays current."""
     return {key: value for key, value in settings.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
 
 

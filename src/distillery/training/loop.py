@@ -1,7 +1,8 @@
 """The only optimisation loop: draws contexts, updates, validates in context, keeps the best, resumes.
 
 Training loss does not tell how well a model learns in context, so every `validate_every_updates` updates it acts on
-validation tasks, and the weights with the best score become the checkpoint.
+validation tasks, and the weights with the best score become the checkpoint. What does not learn in context has scores
+that differ by chance alone, and keeps its last weights.
 """
 
 import contextlib
@@ -52,12 +53,14 @@ class Schedule:
         num_updates: at most this many.
         validate_every_updates: between two validations; the last update is always validated.
         patience_validations: stop after this many validations without a better score; None never stops early.
+        keeps: `best`, the weights with the best score, or `last`, those after the last update.
         log_every_updates: between two reported training metrics.
     """
 
     num_updates: int
     validate_every_updates: int
     patience_validations: int | None = None
+    keeps: str = "best"
     log_every_updates: int = 10
 
     def __post_init__(self) -> None:
@@ -67,6 +70,13 @@ class Schedule:
         if self.patience_validations is not None and self.patience_validations < 1:
             raise ValueError(
                 f"training patience_validations must be at least 1 or null, got {self.patience_validations}"
+            )
+        if self.keeps not in ("best", "last"):
+            raise ValueError(f"training keeps must be best or last, got {self.keeps!r}")
+        if self.keeps == "last" and self.patience_validations is not None:
+            raise ValueError(
+                f"training keeps the last weights, so that no score may stop it, but patience_validations is "
+                f"{self.patience_validations}; set it to null, or keeps to best"
             )
 
     def validates_after(self, update: int) -> bool:
@@ -80,7 +90,7 @@ class Progress:
 
     Attributes:
         update: updates done.
-        best_score: best validation score so far, or None.
+        best_score: validation score of what is kept: the best so far, or the last; None before any.
         best_update: the update it was reached at.
         best_weights: the model's state there.
         validations_without_gain: since then.
@@ -113,7 +123,7 @@ def fit(
     seed: int = 0,
     workers: Workers | None = None,
 ) -> Progress:
-    """Trains, and leaves the best weights in `Progress.best_weights`.
+    """Trains, and leaves the weights to be kept in `Progress.best_weights`.
 
     Args:
         learner: updates the model.
@@ -157,7 +167,7 @@ def fit(
             if schedule.validates_after(progress.update):
                 model = learner.whole_model()
                 scores = workers.from_first(validate(model) if first else None)
-                _note_scores(model, scores, progress)
+                _note_scores(model, scores, progress, schedule)
                 if first:
                     on_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.update)
                 bar.set_postfix(_postfix(progress))
@@ -168,10 +178,10 @@ def fit(
     return progress
 
 
-def _note_scores(model: SequenceModel, scores: dict[str, float], progress: Progress) -> None:
+def _note_scores(model: SequenceModel, scores: dict[str, float], progress: Progress, schedule: Schedule) -> None:
     for name, value in scores.items():
         progress.record(f"validation_{name}", value)
-    if progress.best_score is None or scores["score"] > progress.best_score:
+    if progress.best_score is None or schedule.keeps == "last" or scores["score"] > progress.best_score:
         progress.best_score, progress.best_update = scores["score"], progress.update
         progress.best_weights = copy.deepcopy(model.state_dict())
         progress.validations_without_gain = 0

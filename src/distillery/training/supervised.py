@@ -247,7 +247,13 @@ def _require_settings(
 
 
 def _block_matrices(model: SequenceModel) -> list[nn.Parameter]:
-    """Weight matrices inside the model's blocks: what Muon is made for."""
+    """Weight matrices of linear layers inside the model's blocks: what Muon is made for.
+
+    A kernel over time has two dimensions as well, but is no linear map.
+    """
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     return [
-        parameter for name, parameter in model.named_parameters() if name.startswith("blocks.") and parameter.ndim == 2
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("blocks.") and id(parameter) in linear
     ]
