@@ -156,7 +156,7 @@ def older_checkout() -> Iterator[Path]:
 
 
 def shortest_way(conditions: Conditions) -> list[Row]:
-    """Seconds to the published level, by stage and in all: now, and before with the preset of then and with this one."""
+    """Seconds to the published level by stage and in all, now and before, with the preset of then and with this."""
     runtime = [f"runtime.device={conditions.device}", f"runtime.num_threads={conditions.threads}"]
     common = [*runtime, *(TOY_COMMANDS if conditions.quick else [])]
     with tempfile.TemporaryDirectory() as name, older_checkout() as older:
