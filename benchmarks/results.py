@@ -114,7 +114,11 @@ def _figure(figure: Mapping[str, Any] | None, unit: str = "") -> str:
     """A figure with what was chosen on its side: precision, batch, ..."""
     if figure is None:
         return ""
-    chosen = [f"{name} {value}" for name, value in figure["settings"].items() if name not in ("device", "threads")]
+    chosen = [
+        f"{name} {value}" if value is not True else name
+        for name, value in figure["settings"].items()
+        if name not in ("device", "threads") and value is not False
+    ]
     return f"{number(figure['wall'])} {unit}".strip() + (f" ({', '.join(chosen)})" if chosen else "")
 
 
@@ -133,6 +137,11 @@ def cells(row: StoredRow) -> tuple[str, ...]:
     )
 
 
+def _longest(row: StoredRow) -> str:
+    """The operators that take longest, in words."""
+    return ", ".join(f"{item['operation'].removeprefix('aten::')} {item['share']:.0%}" for item in row["profile"])
+
+
 def print_tables(results: Results, names: Sequence[str], device: str) -> None:
     """A table for each stage of the cases named: by rich where it is installed, otherwise as plain text."""
     stages: dict[str, list[StoredRow]] = {}
@@ -142,8 +151,8 @@ def print_tables(results: Results, names: Sequence[str], device: str) -> None:
     for stage, rows in stages.items():
         _print_table(stage, [cells(row) for row in rows])
         for row in rows:
-            for item in row["profile"]:
-                print(f"  {row['what']}: {item['operation']} takes {item['share']:.0%} of the time")
+            if row["profile"]:
+                print(f"  {row['what']}: {_longest(row)}")
 
 
 def _print_table(title: str, lines: Sequence[tuple[str, ...]]) -> None:
@@ -186,9 +195,9 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _device(results: Results, cases: Sequence[Case], device: str) -> list[str]:
-    """A table of every case on one device, and what was measured on which machine, when, and of which code."""
+    """A table of every case on one device, what took longest, and what was measured where, when and of which code."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) - 1)]
-    machines: dict[str, list[str]] = {}
+    machines, profiles = dict[str, list[str]](), list[str]()
     for case in cases:
         measured = results["cases"].get(case.name, {}).get(device)
         if device not in case.devices:
@@ -197,8 +206,15 @@ def _device(results: Results, cases: Sequence[Case], device: str) -> list[str]:
             lines.append(f"| {case.about} | {NOT_MEASURED} |" + " |" * (len(COLUMNS) - 2))
             continue
         lines += [f"| {' | '.join(cells(row))} |" for row in measured["rows"]]
+        profiles += [f"- {row['what']}: {_longest(row)}" for row in measured["rows"] if row["profile"]]
         machines.setdefault(_machine(measured["machine"]), []).append(case.name)
-    return [*(f"{', '.join(names)}: measured on {machine}.\n" for machine, names in machines.items()), *lines]
+    told = [f"{', '.join(names)}: measured on {machine}.\n" for machine, names in machines.items()]
+    return [
+        *told,
+        *lines,
+        *(["", "Operators of torch that take most of our side's time:", ""] if profiles else []),
+        *profiles,
+    ]
 
 
 def figures(results: Results, cases: Sequence[Case]) -> str:

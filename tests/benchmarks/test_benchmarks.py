@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
 from benchmarks.__main__ import FOLDER, RESULTS, main
 from benchmarks.cases import NOT_INSTALLED, Case, Row, all_cases, chosen_cases
+from benchmarks.end_to_end import QUICK_PRESET
 from benchmarks.evaluation import Recomputing, living, model_of
 from benchmarks.machine import Demand, Limits
 from benchmarks.results import BEGIN, END, figures, read_results, require_rivals, store, update_readme, write_results
@@ -308,6 +310,14 @@ def test_both_actor_critics_have_one_network_of_the_same_size():
     assert count(theirs) == weights == 18 * 128 + 128 + 2 * (128 * 128 + 128) + 128 * 6 + 6
     assert sum(isinstance(layer, nn.ReLU) for layer in theirs.modules()) == 3
     assert theirs.share_features_extractor
+
+
+def test_the_older_code_is_given_the_quick_preset():
+    composed = []
+    for overrides in (["experiment=dark_room_quick"], ["experiment=dark_room_explorer", *QUICK_PRESET]):
+        with initialize_config_module("distillery.conf", version_base="1.3"):
+            composed.append(compose("config", overrides))
+    assert composed[0] == composed[1]
 
 
 @pytest.mark.parametrize("play", ["env", "tables"])

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from distillery.stages.resolve import check
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -172,3 +176,24 @@ def test_the_study_of_the_page_runs_and_is_compared(checkout: Path) -> None:
     assert len({run["data"] for run in runs} - {None}) == 1, "variants share their histories"
     assert "Memory in a small room" in (checkout / "data" / "reports" / "paper.html").read_text()
     assert "small_room/short (study small_room): 2 training seed(s), 4 tasks of the split held_out" in printed
+
+
+def test_commands_of_the_scaling_page_would_start():
+    lines = [line for block in COMMANDS.findall((DOCS / "scaling.md").read_text()) for line in block.splitlines()]
+    modules = re.compile(r"-m distillery\.stages\.(\w+) (.*)$")
+    commands = [found.groups() for line in lines if (found := modules.search(line))]
+    assert [stage for stage, _ in commands] == ["collect", "train", "sweep", "evaluate"]
+    for stage, arguments in commands:
+        # Of the billion weights a thirtieth; on the CPU, for a GPU is asked for where there is one.
+        overrides = [*arguments.split(), "models.num_layers=1", "runtime.device=cpu"]
+        with initialize_config_module("distillery.conf", version_base="1.3"):
+            config = compose("config", overrides)
+        OmegaConf.resolve(config)
+        check(config)
+        model, runs = config.models, config.histories.collection.runs_per_task
+        with initialize_config_module("distillery.conf", version_base="1.3"):
+            num_layers = compose("config", arguments.split()).models.num_layers
+        heads = model.num_heads + 2 * model.num_key_heads
+        layer = model.width * (heads * model.width // model.num_heads + model.width + 2 * model.feedforward_width)
+        assert runs * 529 * 15_000 == pytest.approx(1e11, rel=1e-3)
+        assert num_layers * layer == pytest.approx(8.6e6 if stage == "sweep" else 0.99e9, rel=0.01)
