@@ -259,7 +259,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path):
 
 def test_readme_is_rendered_from_results(tmp_path: Path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(f"before\n{BEGIN}\nstale figures\n{END}\nafter\n")
     results = read_results(tmp_path / "none.json")
     row = a_row()
     store(results, a_case("one/a"), [row], MACHINE)
@@ -267,7 +267,7 @@ def test_readme_is_rendered_from_results(tmp_path: Path):
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "stale figures" not in text
     assert "| a | 6 steps/s (precision bfloat16) | theirs | 3 | 2 x | 4 x |  |" in text
     assert "one/a: measured on a CPU, 2 cores" in text and "2026-01-31, commit abc." in text
     assert text.count("| about two/b | not measured |") == 2
