@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from distillery.sweeps.space import distributions
 from distillery.sweeps.storage import MAX_RETRIES, open_study, shown
-from distillery.sweeps.study import FINISHED, Session, recover, spent, work
+from distillery.sweeps.study import FINISHED, STOP_SECONDS, Session, recover, spent, work
 
 sys.path.insert(0, str(Path(__file__).parent))
 from trials import DEFAULT, SPACE, killing, parabola, run, settings
@@ -85,9 +85,13 @@ def test_what_was_tried_before_is_answered_from_memory(tmp_path):
     assert sum("same_as" in trial.user_attrs for trial in trials) == 6
 
 
-@pytest.mark.parametrize(("ending", "num_workers"), [(signal.SIGKILL, 1), (signal.SIGINT, 2)])
-def test_a_trial_whose_worker_ended_is_tried_again(tmp_path, ending, num_workers):
-    program = [sys.executable, str(Path(__file__).with_name("trials.py")), str(tmp_path), str(num_workers)]
+@pytest.mark.parametrize(
+    ("ending", "num_workers", "more"),
+    [(signal.SIGKILL, 1, []), (signal.SIGINT, 2, []), (signal.SIGINT, 2, ["deaf"])],
+    ids=["killed", "stopped", "deaf to a signal"],
+)
+def test_a_trial_whose_worker_ended_is_tried_again(tmp_path, ending, num_workers, more):
+    program = [sys.executable, str(Path(__file__).with_name("trials.py")), str(tmp_path), str(num_workers), *more]
     worker = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
     assert worker.stdout.readline() == "hanging\n"
     study = open_study(settings(tmp_path))
@@ -97,7 +101,7 @@ def test_a_trial_whose_worker_ended_is_tried_again(tmp_path, ending, num_workers
         assert not session.alone()
         assert states(session.study.get_trials())[2] == "RUNNING"
     worker.send_signal(ending)
-    assert worker.wait(timeout=20) == (-signal.SIGKILL if ending == signal.SIGKILL else 130)
+    assert worker.wait(timeout=STOP_SECONDS + 20) == (-signal.SIGKILL if ending == signal.SIGKILL else 130)
     trials = run(settings(tmp_path))
     assert trials[2].state == TrialState.FAIL
     retry = next(trial for trial in trials if trial.user_attrs.get("retry_of") == 2)

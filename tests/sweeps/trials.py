@@ -1,5 +1,6 @@
 """Trial functions that worker processes can import, and a program that is killed in the middle of a trial."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,11 +56,22 @@ def killing(attempt: Attempt) -> float:
     return parabola(attempt)
 
 
+def deaf(attempt: Attempt) -> float:
+    """Hangs in its third trial, and does not stop for a signal, as where Python drops the exception that it raises."""
+    if attempt.number == 2:
+        print("hanging", flush=True)
+        until = time.monotonic() + 600
+        while time.monotonic() < until:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(600)
+    return parabola(attempt)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-    changes = {} if len(sys.argv) < 4 else {"storage": sys.argv[3], **QUICK_HEARTBEAT}
+    changes = {} if len(sys.argv) < 4 or sys.argv[3] == "deaf" else {"storage": sys.argv[3], **QUICK_HEARTBEAT}
     with Session(settings(Path(sys.argv[1]), **changes), DEFAULT, {}) as session:
         try:
-            session.run(hanging, num_workers=int(sys.argv[2]))
+            session.run(deaf if "deaf" in sys.argv else hanging, num_workers=int(sys.argv[2]))
         except KeyboardInterrupt:
             sys.exit(130)

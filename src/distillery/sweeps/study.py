@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from distillery.sweeps.storage import MAX_RETRIES, StudySettings, open_study, sh
 logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# Workers that were told to stop have so long to do it.
+STOP_SECONDS = 10.0
 # An exception raised by a signal can land where Python drops it, in a finaliser for one; this does not get lost.
 _stopping = threading.Event()
 
@@ -332,8 +335,12 @@ class Session:
             started = [worker for worker in workers if worker.pid is not None]
             for worker in started:
                 worker.terminate()
+            deadline = time.monotonic() + STOP_SECONDS
             for worker in started:
-                worker.join()
+                worker.join(max(0.0, deadline - time.monotonic()))
+                if worker.is_alive():  # its trial is abandoned, and tried again like that of any dead worker
+                    worker.kill()
+                    worker.join()
             raise
         return [worker.exitcode or 0 for worker in workers]
 
