@@ -140,11 +140,13 @@ def describe(device: str, limits: Limits, *, quick: bool) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The code's, with a + where files differ from it; None where no git knows."""
+    """The code's, with a + where its files differ from it; None where no git knows."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        paths = [":/src", ":/benchmarks", ":/pyproject.toml", ":!/benchmarks/results.json", ":!/benchmarks/README.md"]
+        status = [*git, "status", "--porcelain", "--", *paths]
+        changes = subprocess.run(status, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return name.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -174,6 +174,8 @@ def longest_operations(work: Work, clock: Clock) -> list[dict[str, Any]]:
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     times = {event.key: float(getattr(event, attribute)) for event in profiled.key_averages()}
     total = sum(times.values())
+    if not total:
+        return []
     longest = sorted(times, key=lambda name: -times[name])[:NUM_OPERATIONS]
     return [
         {"operation": name, "milliseconds": times[name] / calls / 1e3, "share": times[name] / total}

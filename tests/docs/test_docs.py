@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from distillery.stages.entry import build
 from distillery.stages.resolve import check
 
 ROOT = Path(__file__).parents[2]
@@ -195,5 +196,11 @@ def test_commands_of_the_scaling_page_would_start():
             num_layers = compose("config", arguments.split()).models.num_layers
         heads = model.num_heads + 2 * model.num_key_heads
         layer = model.width * (heads * model.width // model.num_heads + model.width + 2 * model.feedforward_width)
-        assert runs * 529 * 15_000 == pytest.approx(1e11, rel=1e-3)
+        tasks = build(config.tasks)
+        steps = len(tasks.task_ids("train")) * config.sources.num_episodes * tasks.spec.episode_steps
+        assert runs * steps == pytest.approx(1e11, rel=1e-3)
+        if stage == "sweep":
+            rates = {"training.learner.learning_rate", "training.learner.weight_decay"}
+            assert {path for path, entry in config.sweeps.space.items() if entry} == rates
+            assert (config.sweeps.num_trials, config.models.context_length) == (100, 4096)
         assert num_layers * layer == pytest.approx(8.6e6 if stage == "sweep" else 0.99e9, rel=0.01)

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from distillery.papers.results import Run, SplitResult, add_run, read_runs
+from distillery.papers.results import Run, SplitResult, add_run, read_runs, withdraw_runs
 from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, StudyNumbers
 from distillery.papers.study import Study, load_claims, load_study, study_names
 from distillery.reports.tables import DASH
@@ -241,12 +241,15 @@ def test_again_takes_back_what_shares_a_training(ran, tmp_path, monkeypatch):
     folder, study = ran
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert paper.withdraw([(study, ["ad"])]) == ["toy/ad/0", "toy/ad/1", "toy/prompted/0", "toy/looking/0"]
+    # One is trained, and its run is not recorded.
+    withdraw_runs({unit_of(study, study.variants["ad"], 1).settings})
+    assert paper.withdraw([(study, ["ad"])]) == ["toy/ad/0", "toy/prompted/0", "toy/looking/0"]
     assert [(run.variant, run.seed) for run in read_runs("toy")] == [
         ("ed", 0), ("dpt", 0), ("source", 0), ("random", 0)
     ]  # fmt: skip
-    model = Path("models", unit_of(study, study.variants["ad"], 0).config["checkpoint"], "ad")
-    assert (model / "model.json").is_file() and not (model / "commit.txt").exists()
+    for seed in range(2):
+        model = Path("models", unit_of(study, study.variants["ad"], seed).config["checkpoint"], "ad")
+        assert (model / "model.json").is_file() and not (model / "commit.txt").exists()
     with pytest.raises(SystemExit, match="name the studies"):
         paper.main(["--again"])
 

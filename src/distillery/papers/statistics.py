@@ -78,8 +78,8 @@ class Verdict:
 def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
     """What the outcomes of a claim's checks come to.
 
-    It holds if all are met, holds in part if some are met and others refuted, does not hold if some are refuted and
-    none is met, and is undecided while nothing is refuted and not all are met.
+    Of those that were run: it holds if all are met, holds in part if some are met and others refuted, does not hold if
+    some are refuted and none is met, and is undecided while nothing is refuted and not all are met.
     """
     counts = Counter(outcome.status for outcome in outcomes)
     is_final = all(outcome.is_final for outcome in outcomes)
@@ -391,9 +391,11 @@ def difference(
     """
     counts = len(better), len(worse)
     if counts == (1, 1):
+        if 1 in (better.size, worse.size):
+            return -np.inf, np.inf
         if not (paired and better.shape == worse.shape):
             return _between(better[0], worse[0], equal_spread=False)
-        return interval(better - worse) if better.shape[1] > 1 else (-np.inf, np.inf)
+        return interval(better - worse)
     if counts[0] == 1 and not trained[0]:
         return interval(better.mean() - worse)
     if counts[1] == 1 and not trained[1]:
@@ -405,6 +407,7 @@ def _between(one: np.ndarray, two: np.ndarray, *, equal_spread: bool) -> tuple[f
     """95 % interval of the difference of the means of two samples."""
     gap = float(one.mean() - two.mean())
     if np.ptp(one) < SAME and np.ptp(two) < SAME:
-        return gap, gap
+        # What a single one would vary by, others that are all alike do not tell.
+        return (gap, gap) if min(len(one), len(two)) > 1 else (-np.inf, np.inf)
     found = stats.ttest_ind(one, two, equal_var=equal_spread).confidence_interval(0.95)
     return float(found.low), float(found.high)

@@ -1,8 +1,8 @@
 """Figures of studies: returns per episode, or a level over one quantity, ours beside the published numbers."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -34,6 +34,7 @@ class CurveLine:
         high: (N,) of the band.
         published: pairs of episode and return.
         published_end: the level it is said to end at, drawn at the right edge where `published` is empty.
+        setting: what lines of several agents may have in common, which then share a colour.
     """
 
     label: str
@@ -43,6 +44,7 @@ class CurveLine:
     high: np.ndarray
     published: Sequence[tuple[float, float]] = ()
     published_end: float | None = None
+    setting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,16 @@ def _styles(lines: Sequence[CurveLine]) -> list[tuple[str, Any]]:
     """Colour and line style of each line, none of them twice.
 
     The first line of an agent has the agent's own, in every figure; its further ones, and those of agents that have
-    none, take a palette's, once drawn through and then dashed. Where agents have as many lines each, one for each of
-    the same settings, a setting has its colour and an agent its style.
+    none, take a palette's, once drawn through and then dashed. Where agents have a line each for the same settings, a
+    setting has its colour and an agent its style.
     """
     styles = list[tuple[str, Any]]()
-    counts = Counter(line.agent for line in lines)
-    if len(counts) > 1 and set(counts.values()) == {len(lines) // len(counts)} != {1}:
-        agents, shown = list(counts), Counter[str]()
-        for line in lines:
-            colour = _PALETTE[shown[line.agent] % len(_PALETTE)]
-            styles.append((colour, _DASHES[agents.index(line.agent) % len(_DASHES)]))
-            shown[line.agent] += 1
-        return styles
+    agents, settings = (
+        list(dict.fromkeys(values)) for values in zip(*((x.agent, x.setting) for x in lines), strict=True)
+    )
+    is_grid = {(line.agent, line.setting) for line in lines} == set(product(agents, settings))
+    if is_grid and 1 < len(agents) <= len(_DASHES) and 1 < len(settings) <= len(_PALETTE):
+        return [(_PALETTE[settings.index(x.setting)], _DASHES[agents.index(x.agent)]) for x in lines]
     seen, number = set[str](), 0
     for line in lines:
         if line.agent in AGENTS and line.agent not in seen:

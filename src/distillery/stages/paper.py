@@ -60,6 +60,7 @@ from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
 from distillery.stages.resolve import check
 from distillery.stages.study_units import (
+    RUNTIMES,
     Unit,
     digest,
     is_current,
@@ -242,16 +243,21 @@ def withdraw(studies: Sequence[tuple[Study, Collection[str]]]) -> list[str]:
         for runtime in [runtime_of(study, run)]
         if runtime is not None
     ]
-    asked = {(study.name, variant) for study, variants in studies for variant in variants}
-    chosen = [unit for unit in every if (unit.study, unit.variant) in asked]
-    checkpoints = {unit.config["checkpoint"] for unit in chosen}
-    settings = {unit.settings for unit in chosen}
-    for unit in every:
-        if unit.config["checkpoint"] in checkpoints and by_name[unit.study].variants[unit.variant].trains:
-            settings.add(unit.settings)
-            proof = checkpoint_folder(OmegaConf.create(unit.config), unit.config["agent"]) / _COMMIT_FILE
-            proof.unlink(missing_ok=True)
-    return withdraw_runs(settings)
+    # Also those that were trained and whose run is not recorded.
+    chosen = [
+        unit
+        for study, variants in studies
+        for runtime in RUNTIMES
+        for unit in units_of(study, [runtime] if runtime else [])
+        if unit.variant in variants
+    ]
+    trained = [unit for unit in chosen if by_name[unit.study].variants[unit.variant].trains]
+    for unit in trained:
+        proof = checkpoint_folder(OmegaConf.create(unit.config), unit.config["agent"]) / _COMMIT_FILE
+        proof.unlink(missing_ok=True)
+    checkpoints = {unit.config["checkpoint"] for unit in trained}
+    sharing = [unit for unit in every if unit.config["checkpoint"] in checkpoints]
+    return withdraw_runs({unit.settings for unit in [*chosen, *sharing]})
 
 
 def run_studies(

@@ -147,6 +147,7 @@ def _line(numbers: StudyNumbers, variant: Variant) -> CurveLine:
         curves.max(0),
         variant.published_curve,
         variant.published,
+        setting=(*variant.overrides, *filter(None, [variant.experiment])),
     )
 
 
