@@ -45,23 +45,6 @@ QUICK_PRESET = [
 ]
 OLDER_PRESET, THIS_PRESET = "older code, its preset", "older code, this preset"
 KEYS = {OLDER_PRESET: "end_to_end_vs_before", THIS_PRESET: "end_to_end_vs_same_before"}
-TOY_COMMANDS = [
-    "histories.collection.runs_per_task=2",
-    "histories.contexts.sequence_length=40",
-    "histories.contexts.batch_size=4",
-    "models.context_length=40",
-    "models.width=16",
-    "models.num_layers=1",
-    "models.num_heads=2",
-    "models.feedforward_width=32",
-    "training.schedule.num_updates=4",
-    "training.schedule.validate_every_updates=2",
-    "training.validation.num_episodes=2",
-    "training.validation.num_seeds=1",
-    "evaluation.lifetimes.num_episodes=12",
-    "evaluation.lifetimes.num_seeds=2",
-    "evaluation.train_seeds=1",
-]
 TOY: dict[str, Any] = {
     "sources": {"num_episodes": 30},
     "histories": {
@@ -75,6 +58,15 @@ TOY: dict[str, Any] = {
     },
     "evaluation": {"lifetimes": {"num_episodes": 12, "num_seeds": 2}, "train_seeds": 1},
 }
+
+
+def as_overrides(changes: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested changes as a command line says them."""
+    parts = []
+    for name, value in changes.items():
+        path = f"{prefix}{name}"
+        parts += as_overrides(value, f"{path}.") if isinstance(value, Mapping) else [f"{path}={json.dumps(value)}"]
+    return parts
 
 
 def run_stages(experiment: str, folder: Path, changes: dict[str, Any], num_threads: int) -> dict[str, Any]:
@@ -159,7 +151,7 @@ def older_checkout() -> Iterator[Path]:
 def shortest_way(conditions: Conditions) -> list[Row]:
     """Seconds to the published level by stage and in all, now and before, with the preset of then and with this."""
     runtime = [f"runtime.device={conditions.device}", f"runtime.num_threads={conditions.threads}"]
-    common = [*runtime, *(TOY_COMMANDS if conditions.quick else [])]
+    common = [*runtime, *(as_overrides(TOY) if conditions.quick else [])]
     with tempfile.TemporaryDirectory() as name, older_checkout() as older:
         folders = [Path(name, side) for side in ("now", "before", "same")]
         for folder in folders:
