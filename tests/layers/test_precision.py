@@ -1,10 +1,13 @@
 """Products in bfloat16: what they compute, and that nothing else changes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from distillery.layers.precision import Linear, bfloat16_products
+from distillery.layers.precision import Linear, bfloat16_products, slow_bfloat16
 
 
 @pytest.fixture
@@ -92,3 +95,12 @@ def test_a_first_layer_needs_no_gradient_of_its_input(linear):
     with bfloat16_products("cpu", enabled=True):
         linear(torch.randn(2, 24)).sum().backward()
     assert linear.weight.grad is not None
+
+
+def test_a_cpu_without_instructions_for_it_is_told_of():
+    flags = Path("/proc/cpuinfo").read_text()
+    able = any(re.search(rf"\b{flag}\b", flags) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    warning = slow_bfloat16("cpu")
+    assert (warning is None) == able
+    assert warning is None or "runtime.bfloat16=false" in warning
+    assert slow_bfloat16("cuda") is None

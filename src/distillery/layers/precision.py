@@ -38,6 +38,17 @@ def bfloat16_products(device_type: str, *, enabled: bool) -> Iterator[None]:
         _products_in_bfloat16 = before
 
 
+def slow_bfloat16(device_type: str) -> str | None:
+    """What to tell who multiplies in bfloat16 on a CPU that has no instructions for it; None where it is fast."""
+    able = torch.cpu.get_capabilities() if device_type == "cpu" else {"bf16": True}
+    if any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return None
+    return (
+        "this processor has no instructions for products in bfloat16 (avx512_bf16 or amx_bf16), which take longer "
+        "here than those in float32; choose runtime.bfloat16=false"
+    )
+
+
 def products_in_bfloat16() -> bool:
     """Whether maps on a CPU multiply in bfloat16 now."""
     return _products_in_bfloat16

@@ -43,6 +43,7 @@ from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.core.protocols import TaskDistribution
 from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE
 from distillery.histories.format import METADATA_FILE, Metadata
+from distillery.layers.precision import slow_bfloat16
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs, withdraw_runs
 from distillery.papers.study import Study, Variant, load_study, study_names
 from distillery.stages.attention import mapped_attention
@@ -269,7 +270,10 @@ def run_studies(
     console.print(f"{len(left)} runs to make, {num_workers} at a time")
     if not left:
         return 0
-    require_device(left[0][0].config["runtime"]["device"])
+    runtime = left[0][0].config["runtime"]
+    require_device(runtime["device"])
+    if runtime["bfloat16"] and (warning := slow_bfloat16(torch.device(runtime["device"]).type)):
+        console.print(f"warning: {warning}")
     by_name = {study.name: study for study, _ in studies}
     progress, fruitless = _Progress(len(left)), 0
     while left:

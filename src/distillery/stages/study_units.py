@@ -1,5 +1,6 @@
 """The runs of a study: a composed configuration each, named by hashes of what it depends on."""
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distillery.core.lifetimes import BASELINES
@@ -23,6 +24,8 @@ from distillery.training.checkpoints import FORMAT_VERSION
 
 # How something is called or followed, which decides no number.
 _DECIDES_NOTHING = ("runtime", "tracking", "sweeps", "name", "checkpoint", "dataset", "hydra")
+# The groups that a command may change beside a study.
+_HOW_IT_RUNS = ("runtime", "tracking")
 # Of how something runs, what may change numbers by more than their last digits.
 _DECIDING_RUNTIME = ("bfloat16", "compile")
 # Runs of these stand beside each other: on a CPU, there with products in bfloat16, on a GPU.
@@ -63,12 +66,22 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """Composing takes a while; seeds of a variant differ in nothing else, and all are asked for again and again."""
     GlobalHydra.instance().clear()
     with initialize_config_module("distillery.conf", version_base="1.3"):
-        config = compose("config", list(overrides))
+        # Bars of several workers would overwrite each other.
+        config = compose("config", ["runtime.progress=false", *overrides])
     OmegaConf.resolve(config)
     return plain(config)
 
 
-def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, Any]]:
+def _with_runtime(overrides: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
+    """What both compose to. Where the first leave alone what the second change, each part is composed but once."""
+    config, usual = _composed(overrides), _composed(())
+    if any(config[group] != usual[group] for group in _HOW_IT_RUNS):
+        return copy.deepcopy(_composed((*overrides, *extra)))
+    changed = _composed(extra)
+    return copy.deepcopy(config | {group: changed[group] for group in _HOW_IT_RUNS})
+
+
+def _deciding_runtime(config: dict[str, Any]) -> list[dict[str, Any]]:
     """What of the runtime decides numbers, other than by default; nothing by default."""
     runtime = config["runtime"]
     decides: dict[str, Any] = {name: True for name in _DECIDING_RUNTIME if runtime[name]}
@@ -81,44 +94,41 @@ def _deciding_runtime(config: DictConfig | dict[str, Any]) -> list[dict[str, Any
 def compose_variant(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of one run; what is shared is named by what it depends on.
 
+    Args:
+        study: whose run it is.
+        variant: of the study.
+        seed: of training and evaluation.
+        extra: overrides of runtime and tracking alone.
+
     Raises:
-        ValueError: an override names nothing that exists.
+        ValueError: an override names nothing that exists, or the variant no agent.
     """
     is_baseline = variant.agent in BASELINES
-    overrides = [
-        f"experiment={variant.experiment or study.experiment}",
-        *study.overrides,
-        *variant.overrides,
-        "runtime.progress=false",  # bars of several workers would overwrite each other
-        *extra,
-        f"agent={'ad' if is_baseline else variant.agent}",
-    ]
+    overrides = (f"experiment={variant.experiment or study.experiment}", *study.overrides, *variant.overrides)
     try:
-        config = OmegaConf.create(_composed(tuple(overrides)))
+        config = _with_runtime(overrides, tuple(extra))
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).strip().splitlines()[0]
         raise ValueError(f"study '{study.name}', variant '{variant.name}' cannot be composed: {text}") from error
-    config.seed = seed
-    histories = digest(
-        plain(config.tasks), settings_as_before(plain(config.sources)), plain(config.histories.collection)
-    )
-    family = config.tasks["_target_"].split(".")[-2]
-    config.dataset = f"study/{family}-{config.sources['_target_'].split('.')[-2]}-{histories}"
-    reads = None if is_baseline else agent_settings(config).histories
+    config |= {"agent": "ad" if is_baseline else variant.agent, "seed": seed}
+    sources, family = config["sources"], config["tasks"]["_target_"].split(".")[-2]
+    histories = digest(config["tasks"], settings_as_before(sources), config["histories"]["collection"])
+    config["dataset"] = f"study/{family}-{sources['_target_'].split('.')[-2]}-{histories}"
+    agent = agent_settings(OmegaConf.create({"agent": config["agent"], "agents": config["agents"]}))
     training = digest(
-        None if reads is None else histories,
-        plain(config.tasks),
-        settings_as_before(plain(config.models)),
-        plain(config.training),
-        plain(config.histories.contexts),
-        settings_as_before(plain(agent_settings(config))),
+        None if is_baseline or agent.histories is None else histories,
+        config["tasks"],
+        settings_as_before(config["models"]),
+        config["training"],
+        config["histories"]["contexts"],
+        settings_as_before(plain(agent)),
         FORMAT_VERSION,  # a checkpoint of another format is no use
         seed,
         *_deciding_runtime(config),
     )
-    config.checkpoint = f"study/{family}-{training}"
-    config.name = f"study/{study.name}/{variant.name}/{seed}"
-    return plain(config)
+    config["checkpoint"] = f"study/{family}-{training}"
+    config["name"] = f"study/{study.name}/{variant.name}/{seed}"
+    return config
 
 
 def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()) -> Unit:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from distillery.core.files import whole_file, write_json
 from distillery.core.protocols import TrackedRun, Tracker
 from distillery.histories.reader import open_packed
+from distillery.layers.precision import slow_bfloat16
 from distillery.stages.entry import build, histories_folder, plain, scratch, stage
 from distillery.stages.resolve import check
 from distillery.stages.sweep_trial import TrainTrial, deciding_facts, flatten, searched_space, with_overrides
@@ -203,6 +205,8 @@ def sweep(config: DictConfig) -> None:
     content_hash = require_histories(config)
     tracker: Tracker = build(config.tracking)
     tracker.check()
+    if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+        print(f"warning: {warning}", file=sys.stderr)
     num_workers = config.sweeps.num_workers
     num_threads = config.runtime.num_threads or (1 if num_workers > 1 else None)
     settings_of["runtime"]["progress"] = config.runtime.progress and num_workers == 1

@@ -23,6 +23,7 @@ from distillery.evaluation.metrics import validation_score
 from distillery.histories.contexts import Contexts
 from distillery.histories.episodes import relabel
 from distillery.histories.reader import open_packed
+from distillery.layers.precision import slow_bfloat16
 from distillery.stages.entry import (
     agent_settings,
     build,
@@ -167,6 +168,8 @@ def train(config: DictConfig) -> None:
     workers = join_workers(config.runtime.device)
     if workers.rank == 0:
         tracker.check()
+        if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+            logger.warning(warning)
     folder = checkpoint_folder(config, config.agent)
     states = scratch("training")
     model, progress, content_hash = train_model(config, states=states, workers=workers)
