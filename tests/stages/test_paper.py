@@ -23,7 +23,7 @@ from distillery.papers.results import Run, SplitResult, add_run, read_runs, with
 from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, StudyNumbers
 from distillery.papers.study import Study, load_claims, load_study, study_names
 from distillery.reports.tables import DASH
-from distillery.stages import compare, paper
+from distillery.stages import compare, paper, study_units
 from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
 from distillery.stages.study_units import digest, runtime_of, unit_of, units_of
@@ -170,6 +170,12 @@ def test_the_page_and_the_metrics_come_from_the_results_alone(ran):
         learns, flies = claim_rows(studies, results)
     assert learns["counts"] and learns["studies"] == [{"name": "toy", "title": "A toy"}]
     assert learns["verdict"].endswith("so far") and flies["verdict"] == NOT_RUN
+
+
+@pytest.mark.parametrize("extra", [(), ("runtime.bfloat16=true", "tracking=none"), ("runtime=cuda",)])
+@pytest.mark.parametrize("overrides", [("experiment=dark_room_hard",), ("models.width=8", "runtime.compile=true")])
+def test_a_runtime_composed_apart_equals_one_composed_along(overrides, extra):
+    assert study_units._with_runtime(overrides, extra) == study_units._composed((*overrides, *extra))
 
 
 def test_runs_of_other_settings_are_not_compared(tmp_path, monkeypatch):
