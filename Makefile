@@ -54,6 +54,10 @@ test: $(READY)  ## run the tests
 paper: $(READY)  ## run the studies of the paper that are left, then draw the page (ARGS='dark_room --workers 4')
 	$(BIN)/python -m distillery.stages.paper $(ARGS)
 
+.PHONY: readme
+readme: $(READY)  ## write the README's tables from data/reports/metrics.json and data/results
+	$(BIN)/python -m distillery.stages.readme
+
 .PHONY: compare
 compare: $(READY)  ## hold two results against each other (ARGS='dark_room/ad dark_room/ed')
 	$(BIN)/python -m distillery.stages.compare $(ARGS)
