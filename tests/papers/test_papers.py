@@ -79,7 +79,6 @@ FEWER_SEEDS = {
     ("dark_key_to_door", "ad_a2c_long"): 3,
     ("dark_key_to_door", "ad_long"): 3,
     ("single_stream", "ad_a2c_long"): 3,
-    ("context_size", "c30"): 3,
     ("label_smoothing", "a2c0"): 3,
     ("label_smoothing", "a2c20"): 3,
 }
