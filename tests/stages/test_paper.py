@@ -26,6 +26,7 @@ from distillery.reports.tables import DASH
 from distillery.stages import compare, paper, study_units
 from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_values, write_page
 from distillery.stages.resolve import check
+from distillery.stages.study_setup import setup_sentences
 from distillery.stages.study_units import digest, runtime_of, unit_of, units_of
 
 STUDY = {
@@ -258,6 +259,13 @@ def test_again_takes_back_what_shares_a_training(ran, tmp_path, monkeypatch):
         assert (model / "model.json").is_file() and not (model / "commit.txt").exists()
     with pytest.raises(SystemExit, match="name the studies"):
         paper.main(["--again"])
+
+
+def test_the_setup_tells_windows_from_what_is_computed_afresh():
+    study = load_study("context_size")
+    afresh, windows = (setup_sentences(unit_of(study, study.variants[name], 0).config)[0] for name in ("f50", "c50"))
+    assert "every action is computed afresh from the last 50 steps (1 episode)." in afresh
+    assert "each layer sees 13 steps, so what comes through all of them is at most 49 steps old." in windows
 
 
 def test_committed_results_make_a_page(tmp_path):

@@ -59,6 +59,7 @@ from distillery.stages.entry import (
 )
 from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
+from distillery.stages.readme import README, update_readme
 from distillery.stages.resolve import check
 from distillery.stages.study_units import (
     RUNTIMES,
@@ -435,6 +436,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed = run_studies(studies, num_workers=options.workers, num_threads=options.threads, extra=extra)
         page = write_page()
         print(f"the page: {page}")
+        if README.is_file():
+            update_readme()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -188,18 +188,14 @@ def _further_cells(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
     cells["failed"] = f"{np.mean([failed for *_, failed in numbers.failures(variant.name)]):.0%}"
     updates = [run.updates for run in runs if run.updates is not None]
     if updates:
-        least, most = min(updates), max(updates)
-        cells["updates"] = f"{least}" if least == most else f"{least} to {most}"
+        cells["updates"] = _least_to_most(updates)
     cells["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
     return cells
 
 
 def _told_check(numbers: StudyNumbers, check: Check, outcome: Outcome) -> dict[str, Any]:
     """A line of the list of checks."""
-    names = [check.variant] if check.worse is None else [check.variant, check.worse]
-    variants = [numbers.study.variants[name] for name in names]
-    counts = [len(numbers.runs(variant.name)) for variant in variants if variant.trains]
-    few = ""
+    counts, few = _counts_of_trainings(numbers, check), ""
     if outcome.status != UNRUN and not outcome.is_final and counts:
         few = f", so far of {min(counts)} training{'s' if min(counts) > 1 else ''}"
     return {
@@ -287,11 +283,13 @@ def _mixed_histories(numbers: StudyNumbers) -> str:
 def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[str, Any]]:
     """The paper's numbered claims, with what the checks of all studies come to."""
     checks: dict[int, list[tuple[Study, Outcome]]] = {}
+    trainings: dict[int, list[int]] = {}
     for study in studies:
         numbers = numbers_of(study, results)
         for check in study.checks:
             if check.claim is not None:
                 checks.setdefault(check.claim, []).append((study, numbers.check(check)))
+                trainings.setdefault(check.claim, []).extend(_counts_of_trainings(numbers, check))
     rows = []
     for paper in dict.fromkeys(study.paper for study in studies):
         for number, text in load_claims(paper).items():
@@ -302,10 +300,23 @@ def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[s
                     "number": number,
                     "text": text,
                     **_verdict_values(verdict_of(outcomes)),
+                    "trainings": _least_to_most(trainings.get(number, [])),
                     "studies": [{"name": name, "title": title} for name, title in _named(found)],
                 }
             )
     return rows
+
+
+def _counts_of_trainings(numbers: StudyNumbers, check: Check) -> list[int]:
+    """How many trainings there are of each variant that a check is about and that trains."""
+    variants = [numbers.study.variants[name] for name in (check.variant, check.worse) if name is not None]
+    return [len(numbers.runs(variant.name)) for variant in variants if variant.trains]
+
+
+def _least_to_most(counts: Sequence[int]) -> str:
+    if not counts:
+        return DASH
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _named(found: Sequence[tuple[Study, Outcome]]) -> list[tuple[str, str]]:

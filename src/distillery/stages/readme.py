@@ -5,7 +5,6 @@ written. Each lies between two lines that name it; what stands around them is le
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,130 +12,160 @@ from typing import Any
 
 import yaml
 
-from distillery.core.files import whole_file
-from distillery.core.lifetimes import BASELINES
+from distillery.core.files import read_json, whole_file
+from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.statistics import StudyNumbers
-from distillery.papers.study import Study, load_study, study_names
-from distillery.reports.style import agent_style
-from distillery.reports.tables import DASH, return_decimals
+from distillery.papers.study import Study, Variant, load_study, study_names
+from distillery.reports.tables import DASH, REPORTED_EPISODES, headline_rows
 from distillery.stages.paper_page import claim_rows, numbers_of
 
 README, METRICS, PARAMS = Path("README.md"), Path("data", "reports", "metrics.json"), Path("params.yaml")
-EPISODES = ("1", "10", "25", "50", "100")
-# Of studies of an environment: what stands in a row beside the published numbers, and over it.
-AD_VARIANTS = {
-    "ad": "AD of a plain source",
-    "ad_explorer": "AD of an explorer",
-    "ad_a2c_long": "AD of A2C, episode 1000",
+# Cells of the report's table, and what they are called here.
+PIPELINE_COLUMNS = {
+    "experiment": "experiment",
+    "label": "agent",
+    **{f"ep. {episode}": f"episode {episode}" for episode in REPORTED_EPISODES},
+    "final return": "last ten",
+    "of the oracle": "of the oracle",
+    "its interval": "95 % interval",
+    "NAUC": "NAUC",
+    "to reference": "reference from",
 }
-OTHER_VARIANTS = {"ed": "ED", "rl2": "RL²"}
+TABLES = ("pipeline", "claims", "environments")
 
 
-def begin(part: str) -> str:
-    """The line above a part."""
-    return f"<!-- begin: {part}, written by `python -m distillery.stages.readme` -->"
+def begin_line(name: str) -> str:
+    """The line above a table."""
+    return f"<!-- begin: {name}, written by `python -m distillery.stages.readme` -->"
 
 
-def end(part: str) -> str:
-    """The line below a part."""
-    return f"<!-- end: {part} -->"
+def end_line(name: str) -> str:
+    """The line below a table."""
+    return f"<!-- end: {name} -->"
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Markdown; the first row's keys are the heading."""
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows under the first one's keys; no rows are no table."""
+    if not rows:
+        return ""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def pipeline_rows(metrics: Mapping[str, Any], params: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row for each agent of the pipeline's experiments, on held-out tasks."""
+    """A row for each agent of the pipeline's experiments, on held-out tasks.
+
+    Raises:
+        ValueError: the metrics lack one of them.
+    """
+    asked = (*params["agents"], *BASELINES)
+    missing = [name for name in params["experiments"] if not set(asked) <= set(metrics.get(name, ()))]
+    if missing:
+        raise ValueError(f"{METRICS} lacks {', '.join(missing)}, which {PARAMS} names; run `dvc repro` first")
+    # A study of the same name adds agents to an experiment.
+    told = {name: {agent: metrics[name][agent] for agent in asked} for name in params["experiments"]}
     return [
-        _pipeline_row(experiment, agent, metrics[experiment][agent]["held_out"])
-        for experiment in params["experiments"]
-        for agent in (*params["agents"], *BASELINES)
+        {heading: row[cell] for cell, heading in PIPELINE_COLUMNS.items() if cell in row}
+        for row in headline_rows(told, split="held_out")
     ]
 
 
-def _pipeline_row(experiment: str, agent: str, values: Mapping[str, Any]) -> dict[str, str]:
-    low, high = values["oracle_fraction_ci95"]
-    decimals, reached = return_decimals(values["oracle_return"]), values["episodes_to_reference"]
-    label = agent_style(agent).short
-    return {
-        "experiment": f"`{experiment}`",
-        "agent": f"**{label}**" if agent == "ad" else label,
-        **{
-            (
-                f"episode {episode}" if episode == EPISODES[0] else episode
-            ): f"{values['return_at'][episode]:.{decimals}f}"
-            for episode in EPISODES
-        },
-        f"episodes 91{DASH}100": f"{values['final_return']:.2f}",
-        "of the oracle (95 % interval)": f"{values['oracle_fraction']:.3f} ({low:.3f} to {high:.3f})",
-        "NAUC": f"{values['nauc']:.3f}",
-        "reference reached at": DASH if reached is None else str(reached),
+def environment_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
+    """A row for each agent of a study of an environment that trains, on the first of its splits."""
+    trained = [variant for variant in numbers.study.variants.values() if variant.trains]
+    rows = [_environment_row(numbers, variant) for variant in trained]
+    return [{"environment": numbers.study.title if row is rows[0] else "", **row} for row in rows]
+
+
+def _environment_row(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
+    row = {
+        "agent": variant.label,
+        "published": DASH if variant.published is None else f"{variant.published:.2f}",
+        "held-out (95 %)": "not run",
+        "trainings": f"0 of {len(numbers.study.seeds(variant))}",
+        "published AD reached from": DASH,
+        "failed": DASH,
     }
-
-
-def environment_row(numbers: StudyNumbers) -> dict[str, str]:
-    """A row for one environment: ends on held-out tasks, and episodes until the published one was reached."""
-    study = numbers.study
-    row = {"environment": study.title, "best": _end(numbers, "oracle"), "AD, published": _published(study, "ad")}
-    for name, label in AD_VARIANTS.items():
-        row[label] = _end(numbers, name)
-        reached = numbers.episodes_to_level(name) if numbers.study.level is not None and _has(numbers, name) else None
-        if reached is not None:
-            row[label] += f", from {reached}"
-    for name, label in OTHER_VARIANTS.items():
-        row |= {f"{label}, published": _published(study, name), label: _end(numbers, name)}
+    if not numbers.has(variant.name):
+        return row
+    level, failures = numbers.level(variant.name), numbers.failures(variant.name)
+    row["held-out (95 %)"] = level.text()
+    row["trainings"] = f"{level.num_seeds} of {len(numbers.study.seeds(variant))}"
+    if numbers.study.level is not None and numbers.curve(variant.name).shape[1] >= FINAL_EPISODES:
+        reached = numbers.episodes_to_level(variant.name)
+        row["published AD reached from"] = "never" if reached is None else f"episode {reached}"
+    row["failed"] = f"{sum(failed for *_, failed in failures) / len(failures):.0%}"
     return row
 
 
-def _has(numbers: StudyNumbers, variant: str) -> bool:
-    return variant in numbers.study.variants and numbers.has(variant)
-
-
-def _end(numbers: StudyNumbers, variant: str) -> str:
-    return f"{numbers.level(variant).value:.2f}" if _has(numbers, variant) else DASH
-
-
-def _published(study: Study, variant: str) -> str:
-    value = study.variants[variant].published if variant in study.variants else None
-    return DASH if value is None else f"{value:g}"
-
-
-def claims(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[str, str]]:
+def claims_table(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[str, str]]:
     """A row for each numbered claim."""
     return [
-        {"": str(row["number"]), "the paper's claim": row["text"], "here it": row["verdict"], "checks": row["counts"]}
+        {
+            "": str(row["number"]),
+            "the paper's claim": row["text"],
+            "here it": row["verdict"],
+            "its checks": row["counts"],
+            "trainings a check": row["trainings"],
+        }
         for row in claim_rows(studies, results)
     ]
 
 
-def parts(metrics: Mapping[str, Any], params: Mapping[str, Any], results: Path = RESULTS) -> dict[str, str]:
-    """Every part by its name."""
+def tables(metrics: Mapping[str, Any], params: Mapping[str, Any], results: Path = RESULTS) -> dict[str, str]:
+    """Every one of `TABLES` by its name.
+
+    Raises:
+        ValueError: the metrics lack an experiment of the pipeline.
+    """
     studies = [study for study in map(load_study, study_names()) if not study.on_request]
-    environments = [study for study in studies if study.gathered_as is not None]
-    return {
-        "pipeline": table(pipeline_rows(metrics, params)),
-        "claims": table(claims(studies, results)),
-        "environments": table([environment_row(numbers_of(study, results)) for study in environments]),
-    }
+    environments = [numbers_of(study, results) for study in studies if study.gathered_as is not None]
+    rows = (
+        pipeline_rows(metrics, params),
+        claims_table(studies, results),
+        [row for numbers in environments for row in environment_rows(numbers)],
+    )
+    return {name: markdown_table(of_it) for name, of_it in zip(TABLES, rows, strict=True)}
 
 
-def with_parts(text: str, written: Mapping[str, str]) -> str:
-    """The text with every part in its place.
+def with_tables(text: str, written: Mapping[str, str]) -> str:
+    """The text with every table in its place.
 
     Raises:
         ValueError: a line that marks one is missing.
     """
-    for part, content in written.items():
-        before, first, rest = text.partition(begin(part))
-        _, last, after = rest.partition(end(part))
+    for name, content in written.items():
+        before, first, rest = text.partition(begin_line(name))
+        _, last, after = rest.partition(end_line(name))
         if not first or not last:
-            raise ValueError(f"the README lacks the line '{begin(part)}' or '{end(part)}'; put them where it belongs")
+            raise ValueError(
+                f"{README} lacks the line '{begin_line(name)}' or '{end_line(name)}'; put them where the table belongs"
+            )
         text = f"{before}{first}\n\n{content}\n\n{last}{after}"
     return text
+
+
+def update_readme(*, check: bool = False) -> None:
+    """Writes the tables into the README of the working folder, if they are others.
+
+    Args:
+        check: write nothing, and fail where it would.
+
+    Raises:
+        ValueError: a file or a line is missing, or something is not up to date and only checked.
+    """
+    try:
+        params, present = yaml.safe_load(PARAMS.read_text()), README.read_text()
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing; run this in the repository") from error
+    text = with_tables(present, tables(read_json(METRICS, remedy="run `dvc repro` first"), params))
+    if text == present:
+        return
+    if check:
+        raise ValueError(f"the tables of {README} are not those of the results; run `make readme`, and commit it")
+    with whole_file(README) as temporary:
+        temporary.write_text(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,20 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the tables are not up to date")
     options = parser.parse_args(arguments)
     try:
-        params = yaml.safe_load(PARAMS.read_text())
-        metrics = json.loads(METRICS.read_text())
-        present = README.read_text()
-        text = with_parts(present, parts(metrics, params))
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename} is missing; run this in the repository")
+        update_readme(check=options.check)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if text == present:
-        return
-    if options.check:
-        sys.exit("error: the README's tables are not those of the committed results; run make readme")
-    with whole_file(README) as temporary:
-        temporary.write_text(text)
 
 
 if __name__ == "__main__":

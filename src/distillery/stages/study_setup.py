@@ -40,7 +40,9 @@ def _model(config: Mapping[str, Any]) -> str:
     model = config["models"]
     told = f"Model: {_class_name(model)}, {model['num_layers']} layer{'s' if model['num_layers'] > 1 else ''}"
     told += f" of width {model['width'] if 'width' in model else model['hidden_size']}"
-    if _class_name(model) == _WINDOWED:
+    if _class_name(model) == _WINDOWED and model["positions"] == "absolute":
+        told += f"; every action is computed afresh from the last {_in_episodes(config, model['context_length'])}"
+    elif _class_name(model) == _WINDOWED:
         window, layers = model["context_length"], model["num_layers"]
         # A layer's window holds the step itself and what came before.
         reach = layers * (window - 1) + 1
