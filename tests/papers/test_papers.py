@@ -66,8 +66,8 @@ def study(*checks: Check, **settings: object) -> Study:
 # Studies
 
 # What a numbered claim rests on is trained with five seeds at least, other checks with three, the least a verdict
-# rests on; so are those where one training takes half an hour or 1000 episodes are played. Watermaze with other goals is
-# one training, a control of half an hour.
+# rests on; so are those where one training takes half an hour or 1000 episodes are played. Watermaze with other goals
+# is one training, a control of half an hour.
 FEWER_SEEDS = {
     ("watermaze", "ad"): 3,
     ("watermaze", "ad_resplit"): 1,
