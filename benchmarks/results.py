@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.cases import Case, Row
 from benchmarks.targets import TARGETS
 from benchmarks.timing import installed
+from distillery.reports.marked import with_part
 
 Results = dict[str, Any]
 # A row as `results.json` holds it.
@@ -242,8 +243,9 @@ def update_readme(path: Path, results: Results, cases: Sequence[Case]) -> None:
     Raises:
         ValueError: a mark is missing, or the results are of tiny sizes.
     """
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} lacks the line '{BEGIN}' or '{END}'; put them where the figures belong")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    write_whole(path, f"{before}{BEGIN}\n\n{figures(results, cases)}\n\n{END}{after}")
+    told = figures(results, cases)
+    try:
+        text = with_part(path.read_text(), BEGIN, END, told)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    write_whole(path, text)

@@ -108,6 +108,15 @@ def test_tables_are_made_of_results_alone_and_stand_between_their_lines(folder):
     readme.main(["--check"])
 
 
+def test_studies_are_told_without_the_pipelines_numbers(folder):
+    readme.METRICS.unlink()
+    readme.update_readme({readme.CLAIMS: "new"})
+    text = Path("README.md").read_text()
+    assert text == AROUND.replace("\nold\n<!-- end: claims", "\n\nnew\n\n<!-- end: claims")
+    with pytest.raises(SystemExit, match=r"metrics\.json does not exist; run `dvc repro` first"):
+        readme.main([])
+
+
 def test_what_is_missing_is_named(folder):
     Path("README.md").write_text(AROUND.replace(readme.end_line("claims"), ""))
     with pytest.raises(SystemExit, match="lacks the line '<!-- begin: claims"):

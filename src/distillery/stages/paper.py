@@ -59,7 +59,7 @@ from distillery.stages.entry import (
 )
 from distillery.stages.evaluate import evaluate
 from distillery.stages.paper_page import write_page
-from distillery.stages.readme import README, update_readme
+from distillery.stages.readme import README, study_tables, update_readme
 from distillery.stages.resolve import check
 from distillery.stages.study_units import (
     RUNTIMES,
@@ -437,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page = write_page()
         print(f"the page: {page}")
         if README.is_file():
-            update_readme()
+            update_readme(study_tables())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Committed results of studies become one page, published beside ours, and entries among the report's metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,26 +282,24 @@ def _mixed_histories(numbers: StudyNumbers) -> str:
 
 def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[str, Any]]:
     """The paper's numbered claims, with what the checks of all studies come to."""
-    checks: dict[int, list[tuple[Study, Outcome]]] = {}
-    trainings: dict[int, list[int]] = {}
+    found: dict[tuple[str, int], list[tuple[Study, Outcome, list[int]]]] = {}
     for study in studies:
         numbers = numbers_of(study, results)
         for check in study.checks:
             if check.claim is not None:
-                checks.setdefault(check.claim, []).append((study, numbers.check(check)))
-                trainings.setdefault(check.claim, []).extend(_counts_of_trainings(numbers, check))
+                told = study, numbers.check(check), _counts_of_trainings(numbers, check)
+                found.setdefault((study.paper, check.claim), []).append(told)
     rows = []
     for paper in dict.fromkeys(study.paper for study in studies):
         for number, text in load_claims(paper).items():
-            found = [(study, outcome) for study, outcome in checks.get(number, []) if study.paper == paper]
-            outcomes = [outcome for _, outcome in found]
+            checks = found.get((paper, number), [])
             rows.append(
                 {
                     "number": number,
                     "text": text,
-                    **_verdict_values(verdict_of(outcomes)),
-                    "trainings": _least_to_most(trainings.get(number, [])),
-                    "studies": [{"name": name, "title": title} for name, title in _named(found)],
+                    **_verdict_values(verdict_of([outcome for _, outcome, _ in checks])),
+                    "trainings": _least_to_most([count for *_, counts in checks for count in counts]),
+                    "studies": _named(study for study, *_ in checks),
                 }
             )
     return rows
@@ -319,8 +317,9 @@ def _least_to_most(counts: Sequence[int]) -> str:
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _named(found: Sequence[tuple[Study, Outcome]]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((study.name, study.title) for study, _ in found))
+def _named(studies: Iterable[Study]) -> list[dict[str, str]]:
+    """Names and titles, each study once."""
+    return [{"name": name, "title": title} for name, title in dict.fromkeys((one.name, one.title) for one in studies)]
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> Path:

@@ -17,6 +17,7 @@ from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.statistics import StudyNumbers
 from distillery.papers.study import Study, Variant, load_study, study_names
+from distillery.reports.marked import with_part
 from distillery.reports.tables import DASH, REPORTED_EPISODES, headline_rows
 from distillery.stages.paper_page import claim_rows, numbers_of
 
@@ -30,9 +31,9 @@ PIPELINE_COLUMNS = {
     "of the oracle": "of the oracle",
     "its interval": "95 % interval",
     "NAUC": "NAUC",
-    "to reference": "reference from",
+    "to reference": "published level from episode",
 }
-TABLES = ("pipeline", "claims", "environments")
+PIPELINE, CLAIMS, ENVIRONMENTS = TABLES = ("pipeline", "claims", "environments")
 
 
 def begin_line(name: str) -> str:
@@ -113,53 +114,42 @@ def claims_table(studies: Sequence[Study], results: Path = RESULTS) -> list[dict
     ]
 
 
-def tables(metrics: Mapping[str, Any], params: Mapping[str, Any], results: Path = RESULTS) -> dict[str, str]:
-    """Every one of `TABLES` by its name.
+def pipeline_table() -> dict[str, str]:
+    """What the pipeline of the working folder came to, by the table's name.
 
     Raises:
-        ValueError: the metrics lack an experiment of the pipeline.
+        ValueError: the metrics are missing, or lack an experiment of the pipeline.
     """
+    metrics, params = read_json(METRICS, remedy="run `dvc repro` first"), yaml.safe_load(PARAMS.read_text())
+    return {PIPELINE: markdown_table(pipeline_rows(metrics, params))}
+
+
+def study_tables(results: Path = RESULTS) -> dict[str, str]:
+    """What the studies came to, by the tables' names."""
     studies = [study for study in map(load_study, study_names()) if not study.on_request]
     environments = [numbers_of(study, results) for study in studies if study.gathered_as is not None]
-    rows = (
-        pipeline_rows(metrics, params),
-        claims_table(studies, results),
-        [row for numbers in environments for row in environment_rows(numbers)],
-    )
-    return {name: markdown_table(of_it) for name, of_it in zip(TABLES, rows, strict=True)}
+    return {
+        CLAIMS: markdown_table(claims_table(studies, results)),
+        ENVIRONMENTS: markdown_table([row for numbers in environments for row in environment_rows(numbers)]),
+    }
 
 
-def with_tables(text: str, written: Mapping[str, str]) -> str:
-    """The text with every table in its place.
-
-    Raises:
-        ValueError: a line that marks one is missing.
-    """
-    for name, content in written.items():
-        before, first, rest = text.partition(begin_line(name))
-        _, last, after = rest.partition(end_line(name))
-        if not first or not last:
-            raise ValueError(
-                f"{README} lacks the line '{begin_line(name)}' or '{end_line(name)}'; put them where the table belongs"
-            )
-        text = f"{before}{first}\n\n{content}\n\n{last}{after}"
-    return text
-
-
-def update_readme(*, check: bool = False) -> None:
-    """Writes the tables into the README of the working folder, if they are others.
+def update_readme(tables: Mapping[str, str], *, check: bool = False) -> None:
+    """Writes tables into the README of the working folder, if they are others than those there.
 
     Args:
+        tables: by their names; others stay as they are.
         check: write nothing, and fail where it would.
 
     Raises:
-        ValueError: a file or a line is missing, or something is not up to date and only checked.
+        ValueError: a line that marks a table is missing, or something is not up to date and only checked.
     """
-    try:
-        params, present = yaml.safe_load(PARAMS.read_text()), README.read_text()
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is missing; run this in the repository") from error
-    text = with_tables(present, tables(read_json(METRICS, remedy="run `dvc repro` first"), params))
+    text = present = README.read_text()
+    for name, content in tables.items():
+        try:
+            text = with_part(text, begin_line(name), end_line(name), content)
+        except ValueError as error:
+            raise ValueError(f"{README} {error}") from error
     if text == present:
         return
     if check:
@@ -174,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the tables are not up to date")
     options = parser.parse_args(arguments)
     try:
-        update_readme(check=options.check)
+        README.stat()  # before the minute that the tables take
+        update_readme(pipeline_table() | study_tables(), check=options.check)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} is missing; run this in the repository")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
