@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from distillery.stages.entry import plain
 from distillery.stages.resolve import compose_entry, load_params
@@ -173,6 +175,17 @@ def test_stages_read_subtrees_that_exist():
             at(content, path)
         except (KeyError, TypeError):
             pytest.fail(f"{name} reads '{path}', which its resolved file does not have")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (SOURCE / "distillery/conf/models").glob("*.yaml")))
+def test_stages_read_what_every_model_has(name: str):
+    """A sub-tree that one kind of model alone has would keep the others out of the pipeline."""
+    with initialize_config_module("distillery.conf", version_base="1.3"):
+        composed = OmegaConf.to_container(compose("config", ["experiment=dark_room", f"models={name}"]))
+    paths = {path for stage in pipeline().values() for _, path in resolved_params(stage)}
+    assert "models" in paths
+    for path in paths:
+        at(composed, path)
 
 
 def module_file(module: str) -> Path | None:

@@ -184,6 +184,9 @@ def test_contexts_fit_what_is_searched(workplace):
     assert fitted == {f"{CONTEXTS}.sequence_length": 40, f"{CONTEXTS}.batch_size": 8}
     assert fitting_contexts(config, {KEEP: 3}) == {f"{CONTEXTS}.sequence_length": 80, f"{CONTEXTS}.batch_size": 4}
     assert fitting_contexts(config, {f"{CONTEXTS}.sequence_length": 20}) == {f"{CONTEXTS}.batch_size": 16}
+    recurrent = {**config, "models": {"_target_": "distillery.models.lstm.LSTMModel", "context_length": 40}}
+    assert fitting_contexts(recurrent, {"models.context_length": 64}) == {}
+    assert fitting_contexts(recurrent, {KEEP: 6}) == {f"{CONTEXTS}.sequence_length": 40, f"{CONTEXTS}.batch_size": 8}
     config["models"]["positions"] = "absolute"
     fitted = fitting_contexts(config, {"models.context_length": 40})
     assert fitted == {f"{CONTEXTS}.sequence_length": 40, f"{CONTEXTS}.batch_size": 8}

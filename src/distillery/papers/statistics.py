@@ -1,18 +1,20 @@
 """Numbers of a study: levels with intervals over training seeds and tasks, differences, and verdicts.
 
-A check is met or refuted where its interval lies on one side of what is asked, and undecided where it does not; a
-verdict on few trainings is one so far.
+A check is met or refuted where its interval lies on one side of what is asked, and undecided where it does not, or
+where a training stands alone; a verdict on few trainings is one so far.
 
 What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the t
-interval over the means of the training seeds, and a difference is judged by Welch's. Where there is one training, its
-tasks are all there is to vary; held against several, it is taken to spread as they do. Beside it stands what the field
-reports: the interquartile mean with its 95 % bootstrap interval, stratified by task (Agarwal et al., Deep RL at the
-Edge of the Statistical Precipice, 2021, arXiv 2108.13264), which resamples the runs of each task on their own and is
-therefore narrower. All of it is SciPy's.
+interval over the means of the training seeds, and a difference is judged by Welch's, given these tasks and these
+histories. Where there is one training, its interval is over tasks, which tells nothing of another training and decides
+nothing. Beside it stands the interquartile mean that the field reports (Agarwal et al., Deep RL at the Edge of the
+Statistical Precipice, 2021, arXiv 2108.13264) with a 95 % bootstrap interval. There every score is a training of its
+own, and runs are resampled for each task apart; here the tasks of a training share its weights, so whole trainings are
+resampled. All of it is SciPy's.
 
 Letters: S training seeds, K tasks, N episodes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +34,8 @@ ENDS = ("random", "source")
 # A check that rests on fewer trainings is one so far, however many are planned.
 MIN_TRAININGS = 3
 STATUSES = MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
-HOLDS, IN_PART, DOES_NOT, OPEN, NOT_RUN = "holds", "holds in part", "does not hold", "is undecided", "not run yet"
+HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold"
+AT_MOST_PART, OPEN, NOT_RUN = "holds in part at most", "is undecided", "not run yet"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Verdict:
     """What came of a claim.
 
     Attributes:
-        word: `HOLDS`, `IN_PART`, `DOES_NOT`, `OPEN` or `NOT_RUN`.
+        word: `HOLDS`, `IN_PART`, `DOES_NOT`, `AT_MOST_PART`, `OPEN` or `NOT_RUN`.
         is_final: whether all its checks are.
         counts: checks by status.
     """
@@ -78,18 +81,18 @@ class Verdict:
 def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
     """What the outcomes of a claim's checks come to.
 
-    Of those that were run: it holds if all are met, holds in part if some are met and others refuted, does not hold if
-    some are refuted and none is met, and is undecided while nothing is refuted and not all are met.
+    It holds if all are met, does not hold if all are refuted, holds in part if some are met and others refuted, and
+    holds in part at most if some are refuted, none is met and others are open; else it is undecided.
     """
     counts = Counter(outcome.status for outcome in outcomes)
     is_final = all(outcome.is_final for outcome in outcomes)
     if counts.keys() <= {UNRUN}:
         return Verdict(NOT_RUN, False, counts)
-    if counts.keys() <= {MET, UNRUN}:
-        return Verdict(HOLDS, is_final, counts)
-    if REFUTED not in counts:
-        return Verdict(OPEN, is_final, counts)
-    return Verdict(IN_PART if MET in counts else DOES_NOT, is_final, counts)
+    if MET in counts and REFUTED in counts:
+        return Verdict(IN_PART, is_final, counts)
+    if len(counts) == 1 and UNDECIDED not in counts:
+        return Verdict(HOLDS if MET in counts else DOES_NOT, is_final, counts)
+    return Verdict(AT_MOST_PART if REFUTED in counts else OPEN, is_final, counts)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Level:
 
     Attributes:
         value: the mean.
-        low: of its interval.
+        low: of its interval; the mean itself where there is none.
         high: of its interval.
         iqm: interquartile mean.
         iqm_low: of its interval.
@@ -117,12 +120,16 @@ class Level:
     num_tasks: int
 
     def text(self, decimals: int = 2) -> str:
-        """Number and interval in words."""
-        return f"{self.value:.{decimals}f} ({self.low:.{decimals}f} to {self.high:.{decimals}f})"
+        """Number and interval in words; one number alone has none."""
+        return _told(self.value, self.low, self.high, decimals, has_interval=self.num_seeds * self.num_tasks > 1)
 
     def iqm_text(self, decimals: int = 2) -> str:
         """The same of the interquartile mean."""
-        return f"{self.iqm:.{decimals}f} ({self.iqm_low:.{decimals}f} to {self.iqm_high:.{decimals}f})"
+        return _told(self.iqm, self.iqm_low, self.iqm_high, decimals, has_interval=self.num_seeds * self.num_tasks > 1)
+
+
+def _told(value: float, low: float, high: float, decimals: int, *, has_interval: bool) -> str:
+    return f"{value:.{decimals}f}" + (f" ({low:.{decimals}f} to {high:.{decimals}f})" if has_interval else "")
 
 
 def _draws(scores: np.ndarray) -> np.ndarray:
@@ -140,16 +147,22 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def iqm_interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the interquartile mean of (S, K) scores, stratified by task; over tasks if S is 1."""
+    """95 % bootstrap interval of the interquartile mean of (S, K) scores, of trainings; of tasks where S is 1."""
     if np.ptp(scores) == 0:
         return float(scores.flat[0]), float(scores.flat[0])
-    samples = tuple(scores.T) if len(scores) > 1 else (scores[0],)
+    units = scores if len(scores) > 1 else scores.T  # what is drawn as a whole
 
-    def iqm(*parts: np.ndarray, axis: int) -> np.ndarray:
-        return stats.trim_mean(np.concatenate(parts, axis), 0.25, axis=axis)
+    def iqm(drawn: np.ndarray, axis: int) -> np.ndarray:
+        assert axis == -1
+        return stats.trim_mean(units[drawn].reshape(*drawn.shape[:-1], -1), 0.25, axis=-1)
 
     found = stats.bootstrap(
-        samples, iqm, n_resamples=NUM_RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=200
+        (np.arange(len(units)),),
+        iqm,
+        n_resamples=NUM_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        batch=200,
     ).confidence_interval
     return float(found.low), float(found.high)
 
@@ -263,6 +276,18 @@ class StudyNumbers:
         iqm, iqm_low, iqm_high = ((value - zero) / (one - zero) for value in iqms)
         return replace(found, iqm=iqm, iqm_low=iqm_low, iqm_high=iqm_high)
 
+    def told(
+        self,
+        variant: str,
+        *,
+        metric: str | None = None,
+        split: str = "held_out",
+        episodes: tuple[int, int] | None = None,
+    ) -> str:
+        """The level of one variant in words; what does not train is what it is on these tasks, without an interval."""
+        found = self.level(variant, metric=metric, split=split, episodes=episodes)
+        return found.text() if self.study.variants[variant].trains else f"{found.value:.2f}"
+
     def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
         """(S, N) mean return of every episode, a row for each seed."""
         return np.array([run.splits[split].curve for run in self._runs[variant] if split in run.splits])
@@ -293,20 +318,24 @@ class StudyNumbers:
             status, text = self._check_level(check)
         else:
             status, text = self._check_difference(check)
+        if self._rests_on_one_training(names):
+            status = UNDECIDED
         return Outcome(status, text, self.is_complete(check))
+
+    def _rests_on_one_training(self, names: Sequence[str]) -> bool:
+        """Its tasks vary, but tell nothing of the next training."""
+        return any(self.study.variants[name].trains and len(self._runs[name]) == 1 for name in names)
 
     def _check_level(self, check: Check) -> tuple[str, str]:
         own = self.level(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
-        low, high = own.low, own.high
-        if not self.study.variants[check.variant].trains:  # on these tasks it is what it is
-            low = high = own.value
-        elif own.num_seeds * own.num_tasks == 1:  # one number tells nothing of how it varies
-            low, high = -np.inf, np.inf
+        text = self.told(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
+        # What does not train is what it is on these tasks.
+        low, high = (own.low, own.high) if self.study.variants[check.variant].trains else (own.value, own.value)
         least = -np.inf if check.at_least is None else check.at_least
         most = np.inf if check.at_most is None else check.at_most
         if least <= low and high <= most:
-            return MET, own.text()
-        return (REFUTED if high < least or low > most else UNDECIDED), own.text()
+            return MET, text
+        return (REFUTED if high < least or low > most else UNDECIDED), text
 
     def _check_difference(self, check: Check) -> tuple[str, str]:
         assert check.worse is not None
@@ -317,8 +346,8 @@ class StudyNumbers:
             paired=self._task_ids(check.variant, check.split) == self._task_ids(check.worse, check.split),
             trained=tuple(self.study.variants[name].trains for name in (check.variant, check.worse)),
         )
-        own, other = (self.level(name, **asked) for name in (check.variant, check.worse))
-        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
+        own, other = (self.told(name, **asked) for name in (check.variant, check.worse))
+        text = f"{own} against {other}; difference {low:.2f} to {high:.2f}"
         if low > check.margin:
             return MET, text
         return (REFUTED if high <= check.margin else UNDECIDED), text
@@ -327,31 +356,33 @@ class StudyNumbers:
         return next(run.splits[split].task_ids for run in self._runs[variant] if split in run.splits)
 
     def _check_episodes(self, check: Check) -> tuple[str, str]:
-        own = self._episodes_of_runs(check.variant, check.split)
+        soonest, latest, text = self._episodes_of_runs(check.variant, check.split)
         if check.worse is None:
             assert check.at_most is not None
-            limits, text = [check.at_most], _told_episodes(own)
+            limits = check.at_most, check.at_most
         else:
-            others = self._episodes_of_runs(check.worse, check.split)
-            if min(own) == min(others) == np.inf:  # who is sooner, nothing tells
-                return UNDECIDED, f"neither within {self._num_episodes(check)} episodes"
+            others_soonest, others_latest, told = self._episodes_of_runs(check.worse, check.split)
+            text = f"{text} against {told}"
             # Fewer by more than the margin is at most the one before, episodes being counted.
-            limits = [other - check.margin - SAME for other in others]
-            text = f"{_told_episodes(own)} against {_told_episodes(others)}"
-        if max(own) < np.inf and max(own) <= min(limits):
+            limits = others_soonest - check.margin - SAME, others_latest - check.margin - SAME
+        if latest <= limits[0]:
             return MET, text
-        return (REFUTED if min(own) == np.inf or min(own) > max(limits) else UNDECIDED), text
+        return (REFUTED if soonest > limits[1] else UNDECIDED), text
 
-    def _num_episodes(self, check: Check) -> int:
-        """Of the shorter of both sides' lifetimes."""
-        names = [check.variant] if check.worse is None else [check.variant, check.worse]
-        return min(len(curve) for name in names for curve in self.curve(name, check.split))
+    def _episodes_of_runs(self, variant: str, split: str) -> tuple[float, float, str]:
+        """Least and most episodes in which trainings reach the study's level, and both in words.
 
-    def _episodes_of_runs(self, variant: str, split: str) -> list[float]:
-        """Episodes to the study's level of every training; infinite where it is never reached."""
+        One that never did in its N episodes would have taken more than N, who knows how many.
+        """
         assert self.study.level is not None
-        reached = [episodes_to(curve, self.study.level) for curve in self.curve(variant, split)]
-        return [np.inf if one is None else one for one in reached]
+        curves = self.curve(variant, split)
+        reached = [episodes_to(curve, self.study.level) for curve in curves]
+        soonest = min(len(curve) + 1 if one is None else one for curve, one in zip(curves, reached, strict=True))
+        latest = max(math.inf if one is None else one for one in reached)
+        told = [f"{one}" for one in sorted(one for one in reached if one is not None)]
+        if None in reached:
+            told.append(f"never in {curves.shape[1]}")
+        return soonest, latest, told[0] if told[0] == told[-1] else f"{told[0]} to {told[-1]}"
 
     def is_complete(self, check: Check) -> bool:
         """Whether all the trainings are there that a check is to rest on, and enough of them."""
@@ -366,12 +397,6 @@ class StudyNumbers:
     def verdict(self) -> Verdict:
         """What the checks of the paper's claim come to."""
         return verdict_of([self.check(check) for check in self.study.checks if not check.own])
-
-
-def _told_episodes(counts: Sequence[float]) -> str:
-    """Least and most, in words."""
-    told = ["never" if count == np.inf else f"{count:g}" for count in (min(counts), max(counts))]
-    return told[0] if told[0] == told[1] else f"{told[0]} to {told[1]}"
 
 
 def difference(

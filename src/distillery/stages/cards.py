@@ -232,6 +232,7 @@ def checkpoint_card(committed: Committed, experiment: str, agent: str) -> dict[s
         "content_hash": None if kind is None else committed.validations[experiment][kind]["content_hash"],
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_updates": config["training"]["schedule"]["num_updates"],
+        "keeps": agent_settings["keeps"],
         "seed": config["seed"],
         "settings": settings_text(
             {

@@ -131,12 +131,14 @@ def _there_are() -> list[str]:
 
 
 def verdict(one: Result, other: Result, low: float, high: float) -> str:
-    """Who is better, as far as the interval of the difference tells."""
-    if low > 0:
-        return f"{one.name} is better"
-    if high < 0:
-        return f"{other.name} is better"
-    return "no difference shown"
+    """Who is better, as far as the interval of the difference tells; a single training tells only of itself."""
+    if one.task_ids != other.task_ids:
+        return "not judged: other tasks"
+    if low <= 0 <= high:
+        return "no difference shown"
+    name = one.name if low > 0 else other.name
+    alone = any(result.trained and len(result.scores["final"]) == 1 for result in (one, other))
+    return f"{name} is higher, by one training" if alone else f"{name} is better"
 
 
 def compare(one: Result, other: Result) -> Table:
@@ -178,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if one.task_ids != other.task_ids:
         print("note: the two were evaluated on different tasks, so part of the difference may be theirs")
+    elif any(result.trained and len(result.scores["final"]) == 1 for result in (one, other)):
+        print("note: intervals of one training are over its tasks; another seed of the same recipe may differ by more")
 
 
 if __name__ == "__main__":

@@ -441,7 +441,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; finished runs are kept, and the same command goes on with what is left")
+        without = " without --again" if options.again else ""
+        sys.exit(f"stopped; finished runs are kept, and the same command{without} goes on with what is left")
     if failed:
         sys.exit(f"error: {failed} runs failed; the command tries them again")
 

@@ -41,7 +41,7 @@ def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> D
 
 def drives_contexts(config: Mapping[str, Any], searched: Container[str]) -> bool:
     """Whether sequence and batch have to follow what is searched."""
-    absolute = config["models"]["positions"] == "absolute" or "models.positions" in searched
+    absolute = config["models"].get("positions") == "absolute" or "models.positions" in searched
     return (
         f"{CONTEXTS}.keep_every_episode" in searched
         or f"{CONTEXTS}.sequence_length" in searched
@@ -65,7 +65,7 @@ def fitting_contexts(config: Mapping[str, Any], values: Mapping[str, Any]) -> di
     kept = -(-source.num_episodes // contexts.keep_every_episode)
     fitting: dict[str, Any] = {}
     if f"{CONTEXTS}.sequence_length" not in values:
-        absolute = changed.models.positions == "absolute"
+        absolute = changed.models.get("positions") == "absolute"
         stretch = before["sequence_length"] * kept // kept_before
         fitting[f"{CONTEXTS}.sequence_length"] = changed.models.context_length if absolute else stretch
     if f"{CONTEXTS}.batch_size" not in values:
