@@ -129,7 +129,7 @@ class Level:
 
 
 def _told(value: float, low: float, high: float, decimals: int, *, has_interval: bool) -> str:
-    return f"{value:.{decimals}f}" + (f" ({low:.{decimals}f} to {high:.{decimals}f})" if has_interval else "")
+    return f"{value:z.{decimals}f}" + (f" ({low:z.{decimals}f} to {high:z.{decimals}f})" if has_interval else "")
 
 
 def _draws(scores: np.ndarray) -> np.ndarray:
@@ -286,7 +286,7 @@ class StudyNumbers:
     ) -> str:
         """The level of one variant in words; what does not train is what it is on these tasks, without an interval."""
         found = self.level(variant, metric=metric, split=split, episodes=episodes)
-        return found.text() if self.study.variants[variant].trains else f"{found.value:.2f}"
+        return found.text() if self.study.variants[variant].trains else f"{found.value:z.2f}"
 
     def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
         """(S, N) mean return of every episode, a row for each seed."""
