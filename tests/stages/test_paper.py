@@ -335,7 +335,7 @@ def test_a_study_cannot_be_changed_from_the_command_line(capsys):
     with pytest.raises(SystemExit, match="no study 'dark_hall'"):
         paper.main(["dark_hall"])
     with pytest.raises(
-        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_resplit"
+        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_greedy"
     ):
         paper.main(["dark_room/nonsense"])
 
