@@ -96,7 +96,8 @@ lock: $(READY)  ## pin the newest packages that pyproject.toml admits, in .const
 
 .PHONY: clean
 clean:  ## remove .venv and caches; keeps data, models, unfinished work, DVC's cache and tracked runs
-	rm -rf $(VENV) .scratch/packed .scratch/locks .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build src/*.egg-info
+	rm -rf $(VENV) .scratch/packed .scratch/locks .pytest_cache .ruff_cache .mypy_cache .import_linter_cache \
+		build src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # With a TORCH_INDEX, torch alone comes from there; the rest finds it installed.

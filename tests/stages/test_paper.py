@@ -24,7 +24,7 @@ from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, Study
 from distillery.papers.study import Study, load_claims, load_study, study_names
 from distillery.reports.tables import DASH
 from distillery.stages import compare, paper, study_units
-from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_values, write_page
+from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_rows, study_values, write_page
 from distillery.stages.resolve import check
 from distillery.stages.study_setup import setup_sentences
 from distillery.stages.study_units import digest, runtime_of, unit_of, units_of
@@ -224,6 +224,52 @@ def test_two_variants_compare(ran, monkeypatch, capsys):
         compare.main(["toy/ad", "toy/nonsense"])
 
 
+def a_result(name, num_seeds, *, trained=True, tasks=(0, 1)):
+    return compare.Result(name, "", {"final": np.zeros((num_seeds, len(tasks)))}, tasks, trained)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "interval", "told"),
+    [
+        (a_result("a", 3), a_result("b", 2), (0.1, 0.3), "a is better"),
+        (a_result("a", 3), a_result("b", 2), (-0.3, -0.1), "b is better"),
+        (a_result("a", 3), a_result("b", 2), (-0.1, 0.3), "no difference shown"),
+        (a_result("a", 1), a_result("b", 3), (0.1, 0.3), "a is higher, by one training"),
+        (a_result("a", 3), a_result("b", 1), (-0.3, -0.1), "b is higher, by one training"),
+        (a_result("a", 1, trained=False), a_result("b", 1, trained=False), (0.1, 0.3), "a is better"),
+        (a_result("a", 3), a_result("b", 3, tasks=(0, 2)), (0.1, 0.3), "not judged: other tasks"),
+    ],
+)
+def test_what_a_comparison_comes_to(one, other, interval, told):
+    assert compare.verdict(one, other, *interval) == told
+
+
+def test_numbers_of_one_training_and_of_several():
+    study = load_study("prompting")
+    finals = ([4.0, 12.0], [6.0, 12.0])
+    runs = [
+        Run("ad50", seed, "", "abc", {"held_out": SplitResult([9.0], [0, 1], final, final, [10.0, 20.0], [0.0, 0.0])})
+        for seed, final in enumerate(finals)
+    ]
+    # A return varies by how far the task's goal is; as a part of the oracle's it does not.
+    alone = split_metrics(StudyNumbers(study, runs[1:]), "ad50", "held_out")
+    assert alone["oracle_fraction_ci95"] == pytest.approx([0.6, 0.6]) and alone[
+        "oracle_fraction_iqm"
+    ] == pytest.approx(0.6)
+    both = split_metrics(StudyNumbers(study, runs), "ad50", "held_out")
+    low, high = both["final_return_ci95"]
+    assert low < both["final_return"] < high
+    assert both["oracle_fraction_ci95"] == pytest.approx([low / 15, high / 15])
+    # The furthest prompt is one that there was, above the mean in one run and below it in the other.
+    levels = (
+        {"prompt_level": 0.5, "furthest_prompt_level": 0.58},
+        {"prompt_level": 0.5, "furthest_prompt_level": 0.4},
+    )
+    prompted = [replace(run, extra=extra) for run, extra in zip(runs, levels, strict=True)]
+    (row,) = study_rows(StudyNumbers(study, prompted))
+    assert row["furthest prompt level"] == "0.40"
+
+
 def test_a_result_beside_another_is_told_as_its_study_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bandit = load_study("adversarial_bandit")
@@ -334,9 +380,7 @@ def test_a_study_cannot_be_changed_from_the_command_line(capsys):
         paper.main(["dark_room", "runtime.num_threads=4"])
     with pytest.raises(SystemExit, match="no study 'dark_hall'"):
         paper.main(["dark_hall"])
-    with pytest.raises(
-        SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_greedy"
-    ):
+    with pytest.raises(SystemExit, match="study 'dark_room' has no variant 'nonsense'; it has ad, ad_long, ad_greedy"):
         paper.main(["dark_room/nonsense"])
 
 

@@ -108,6 +108,7 @@ class Level:
         iqm_high: of its interval.
         num_seeds: training seeds it rests on.
         num_tasks: tasks it rests on.
+        is_fixed: whether it is of what does not train, which is what it is on these tasks.
     """
 
     value: float
@@ -118,18 +119,20 @@ class Level:
     iqm_high: float
     num_seeds: int
     num_tasks: int
+    is_fixed: bool = False
 
     def text(self, decimals: int = 2) -> str:
-        """Number and interval in words; one number alone has none."""
-        return _told(self.value, self.low, self.high, decimals, has_interval=self.num_seeds * self.num_tasks > 1)
+        """Number and interval in words; what is fixed, or one number alone, is told without."""
+        return self._told(self.value, self.low, self.high, decimals)
 
     def iqm_text(self, decimals: int = 2) -> str:
         """The same of the interquartile mean."""
-        return _told(self.iqm, self.iqm_low, self.iqm_high, decimals, has_interval=self.num_seeds * self.num_tasks > 1)
+        return self._told(self.iqm, self.iqm_low, self.iqm_high, decimals)
 
-
-def _told(value: float, low: float, high: float, decimals: int, *, has_interval: bool) -> str:
-    return f"{value:z.{decimals}f}" + (f" ({low:z.{decimals}f} to {high:z.{decimals}f})" if has_interval else "")
+    def _told(self, value: float, low: float, high: float, decimals: int) -> str:
+        if self.is_fixed or self.num_seeds * self.num_tasks == 1:
+            return f"{value:z.{decimals}f}"
+        return f"{value:z.{decimals}f} ({low:z.{decimals}f} to {high:z.{decimals}f})"
 
 
 def _draws(scores: np.ndarray) -> np.ndarray:
@@ -268,6 +271,7 @@ class StudyNumbers:
     ) -> Level:
         """The level of one variant; of normalised scores, interquartile means are scaled by interquartile means."""
         found = level(self.scores(variant, metric=metric, split=split, episodes=episodes))
+        found = replace(found, is_fixed=not self.study.variants[variant].trains)
         if (metric or self.study.metric) != "normalised":
             return found
         returns = level(self.scores(variant, metric="final", split=split))
@@ -275,18 +279,6 @@ class StudyNumbers:
         iqms = (returns.iqm, returns.iqm_low, returns.iqm_high)
         iqm, iqm_low, iqm_high = ((value - zero) / (one - zero) for value in iqms)
         return replace(found, iqm=iqm, iqm_low=iqm_low, iqm_high=iqm_high)
-
-    def told(
-        self,
-        variant: str,
-        *,
-        metric: str | None = None,
-        split: str = "held_out",
-        episodes: tuple[int, int] | None = None,
-    ) -> str:
-        """The level of one variant in words; what does not train is what it is on these tasks, without an interval."""
-        found = self.level(variant, metric=metric, split=split, episodes=episodes)
-        return found.text() if self.study.variants[variant].trains else f"{found.value:z.2f}"
 
     def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
         """(S, N) mean return of every episode, a row for each seed."""
@@ -328,14 +320,12 @@ class StudyNumbers:
 
     def _check_level(self, check: Check) -> tuple[str, str]:
         own = self.level(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
-        text = self.told(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
-        # What does not train is what it is on these tasks.
-        low, high = (own.low, own.high) if self.study.variants[check.variant].trains else (own.value, own.value)
+        low, high = (own.value, own.value) if own.is_fixed else (own.low, own.high)
         least = -np.inf if check.at_least is None else check.at_least
         most = np.inf if check.at_most is None else check.at_most
         if least <= low and high <= most:
-            return MET, text
-        return (REFUTED if high < least or low > most else UNDECIDED), text
+            return MET, own.text()
+        return (REFUTED if high < least or low > most else UNDECIDED), own.text()
 
     def _check_difference(self, check: Check) -> tuple[str, str]:
         assert check.worse is not None
@@ -346,8 +336,8 @@ class StudyNumbers:
             paired=self._task_ids(check.variant, check.split) == self._task_ids(check.worse, check.split),
             trained=tuple(self.study.variants[name].trains for name in (check.variant, check.worse)),
         )
-        own, other = (self.told(name, **asked) for name in (check.variant, check.worse))
-        text = f"{own} against {other}; difference {low:.2f} to {high:.2f}"
+        own, other = (self.level(name, **asked) for name in (check.variant, check.worse))
+        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
         if low > check.margin:
             return MET, text
         return (REFUTED if high <= check.margin else UNDECIDED), text
@@ -372,7 +362,8 @@ class StudyNumbers:
     def _episodes_of_runs(self, variant: str, split: str) -> tuple[float, float, str]:
         """Least and most episodes in which trainings reach the study's level, and both in words.
 
-        One that never did in its N episodes would have taken more than N, who knows how many.
+        One that never did in its N episodes counts as more than N, though ten that reach it in the mean might have begun
+        among the last nine.
         """
         assert self.study.level is not None
         curves = self.curve(variant, split)

@@ -55,6 +55,11 @@ class Result:
     task_ids: tuple[int, ...]
     trained: bool
 
+    @property
+    def is_one_training(self) -> bool:
+        """Whether nothing tells how another training would have come out."""
+        return self.trained and len(self.scores["final"]) == 1
+
 
 def read_result(name: str, split: str) -> Result:
     """An evaluation of the pipeline, ``experiment/agent``, or else a variant of a study, ``study/variant``.
@@ -137,7 +142,7 @@ def verdict(one: Result, other: Result, low: float, high: float) -> str:
     if low <= 0 <= high:
         return "no difference shown"
     name = one.name if low > 0 else other.name
-    alone = any(result.trained and len(result.scores["final"]) == 1 for result in (one, other))
+    alone = one.is_one_training or other.is_one_training
     return f"{name} is higher, by one training" if alone else f"{name} is better"
 
 
@@ -180,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if one.task_ids != other.task_ids:
         print("note: the two were evaluated on different tasks, so part of the difference may be theirs")
-    elif any(result.trained and len(result.scores["final"]) == 1 for result in (one, other)):
+    elif one.is_one_training or other.is_one_training:
         print("note: intervals of one training are over its tasks; another seed of the same recipe may differ by more")
 
 

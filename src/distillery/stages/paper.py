@@ -441,8 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        without = " without --again" if options.again else ""
-        sys.exit(f"stopped; finished runs are kept, and the same command{without} goes on with what is left")
+        sys.exit("stopped; finished runs are kept, and the same command, without --again, goes on with what is left")
     if failed:
         sys.exit(f"error: {failed} runs failed; the command tries them again")
 

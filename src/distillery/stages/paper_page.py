@@ -172,7 +172,7 @@ def study_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
             if split == study.splits[0] or any(other.published_splits.get(split) for other in study.variants.values()):
                 row[f"published, {name}"] = DASH if published is None else f"{published:g}"
             has = numbers.has(variant.name, split)
-            row[f"{name} (95 %)"] = numbers.told(variant.name, split=split) if has else DASH
+            row[f"{name} (95 %)"] = numbers.level(variant.name, split=split).text() if has else DASH
         row |= _further_cells(numbers, variant)
         rows.append(row)
     columns = dict.fromkeys(column for row in rows for column in row)
@@ -184,10 +184,9 @@ def _further_cells(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
     study, runs = numbers.study, numbers.runs(variant.name)
     level, cells = numbers.level(variant.name), dict[str, str]()
     if study.metric == "normalised":
-        cells["IQM (95 %)"] = level.iqm_text() if variant.trains else f"{level.iqm:.2f}"
+        cells["IQM (95 %)"] = level.iqm_text()
     else:
-        part = numbers.level(variant.name, metric="oracle_fraction")
-        cells["of the oracle, IQM (95 %)"] = part.iqm_text() if variant.trains else f"{part.iqm:.2f}"
+        cells["of the oracle, IQM (95 %)"] = numbers.level(variant.name, metric="oracle_fraction").iqm_text()
     cells["first episode"] = f"{numbers.level(variant.name, metric='first').value:.2f}"
     if study.level is not None:
         reached = numbers.episodes_to_level(variant.name)
@@ -205,7 +204,7 @@ def _further_cells(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
 def _told_extra(numbers: StudyNumbers, variant: Variant, name: str) -> str:
     """A number that the runs of a variant hold beside their returns."""
     if name != "furthest_prompt_level":
-        return numbers.told(variant.name, metric=EXTRA + name)
+        return numbers.level(variant.name, metric=EXTRA + name).text()
     # The mean of what lies furthest above in one run and furthest below in another would be near to none of it.
     extras = [run.extra for run in numbers.runs(variant.name)]
     return f"{max(extras, key=lambda extra: abs(extra[name] - extra['prompt_level']))[name]:.2f}"
