@@ -362,7 +362,7 @@ class StudyNumbers:
     def _episodes_of_runs(self, variant: str, split: str) -> tuple[float, float, str]:
         """Least and most episodes in which trainings reach the study's level, and both in words.
 
-        One that never did in its N episodes counts as more than N, though ten that reach it in the mean might have begun
+        One that never did in its N episodes counts as more than N, though ten that reach it in the mean might begin
         among the last nine.
         """
         assert self.study.level is not None
