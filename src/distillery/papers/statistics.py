@@ -23,16 +23,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from distillery.core.lifetimes import episodes_to
+from distillery.core.lifetimes import FINAL_EPISODES, episodes_to
 from distillery.papers.results import Run
-from distillery.papers.study import EXTRA, Check, Study
+from distillery.papers.study import EXTRA, MIN_TRAININGS, Check, Study
 
 NUM_RESAMPLES = 2000
 SAME = 1e-9  # numbers this close are equal but for rounding
 # What normalised scores count as 0 and 1.
 ENDS = ("random", "source")
-# A check that rests on fewer trainings is one so far, however many are planned.
-MIN_TRAININGS = 3
 STATUSES = MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
 HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold"
 AT_MOST_PART, OPEN, NOT_RUN = "holds in part at most", "is undecided", "not run yet"
@@ -229,11 +227,29 @@ class StudyNumbers:
     Args:
         study: what was run.
         runs: what there is of it.
+
+    Raises:
+        ValueError: runs of one variant were evaluated on other numbers of tasks or episodes.
     """
 
     def __init__(self, study: Study, runs: Sequence[Run]) -> None:
         self.study = study
         self._runs = {name: [run for run in runs if run.variant == name] for name in study.variants}
+        for name, own in self._runs.items():
+            self._require_alike(name, own)
+
+    def _require_alike(self, variant: str, runs: Sequence[Run]) -> None:
+        shapes: dict[str, set[tuple[int, int]]] = {}
+        for run in runs:
+            for split, result in run.splits.items():
+                shapes.setdefault(split, set()).add((len(result.final), len(result.curve)))
+        for split, found in shapes.items():
+            if len(found) > 1:
+                told = " and ".join(f"{tasks} tasks over {episodes} episodes" for tasks, episodes in sorted(found))
+                raise ValueError(
+                    f"runs of {self.study.name}/{variant} on the split '{split}' differ in what they were evaluated "
+                    f"on: {told}; run the variant with --again"
+                )
 
     def has(self, variant: str, split: str = "held_out", metric: str | None = None) -> bool:
         """Whether the variant has runs on the split, and those that its metric is scaled by."""
@@ -301,8 +317,7 @@ class StudyNumbers:
 
     def check(self, check: Check) -> Outcome:
         """What came of a check, and the numbers in words."""
-        names = [check.variant] if check.worse is None else [check.variant, check.worse]
-        if not all(self.has(name, check.split, check.metric) for name in names):
+        if not all(self.has(name, check.split, check.metric) for name in check.variants):
             return Outcome(UNRUN, NOT_RUN, False)
         if check.metric == "episodes_to":
             status, text = self._check_episodes(check)
@@ -310,13 +325,17 @@ class StudyNumbers:
             status, text = self._check_level(check)
         else:
             status, text = self._check_difference(check)
-        if self._rests_on_one_training(names):
+        # The tasks of one training vary, but tell nothing of the next training.
+        if 1 in self.num_trainings(check):
             status = UNDECIDED
-        return Outcome(status, text, self.is_complete(check))
+        return Outcome(status, text, self._is_complete(check))
 
-    def _rests_on_one_training(self, names: Sequence[str]) -> bool:
-        """Its tasks vary, but tell nothing of the next training."""
-        return any(self.study.variants[name].trains and len(self._runs[name]) == 1 for name in names)
+    def num_trainings(self, check: Check) -> list[int]:
+        """How many trainings a check rests on, of each of its variants that trains."""
+        return [self._num_runs(name, check.split) for name in check.variants if self.study.variants[name].trains]
+
+    def _num_runs(self, variant: str, split: str) -> int:
+        return sum(split in run.splits for run in self._runs[variant])
 
     def _check_level(self, check: Check) -> tuple[str, str]:
         own = self.level(check.variant, metric=check.metric, split=check.split, episodes=check.episodes)
@@ -337,7 +356,7 @@ class StudyNumbers:
             trained=tuple(self.study.variants[name].trains for name in (check.variant, check.worse)),
         )
         own, other = (self.level(name, **asked) for name in (check.variant, check.worse))
-        text = f"{own.text()} against {other.text()}; difference {low:.2f} to {high:.2f}"
+        text = f"{own.text()} against {other.text()}; {_told_difference(low, high)}"
         if low > check.margin:
             return MET, text
         return (REFUTED if high <= check.margin else UNDECIDED), text
@@ -362,28 +381,27 @@ class StudyNumbers:
     def _episodes_of_runs(self, variant: str, split: str) -> tuple[float, float, str]:
         """Least and most episodes in which trainings reach the study's level, and both in words.
 
-        One that never did in its N episodes counts as more than N, though ten that reach it in the mean might begin
-        among the last nine.
+        One that never did is known by the first of every ten of its N episodes: it needs more than N - 9.
         """
         assert self.study.level is not None
         curves = self.curve(variant, split)
         reached = [episodes_to(curve, self.study.level) for curve in curves]
-        soonest = min(len(curve) + 1 if one is None else one for curve, one in zip(curves, reached, strict=True))
+        unseen = max(curves.shape[1] - FINAL_EPISODES + 2, 1)
+        soonest = min(unseen if one is None else one for one in reached)
         latest = max(math.inf if one is None else one for one in reached)
         told = [f"{one}" for one in sorted(one for one in reached if one is not None)]
         if None in reached:
             told.append(f"never in {curves.shape[1]}")
         return soonest, latest, told[0] if told[0] == told[-1] else f"{told[0]} to {told[-1]}"
 
-    def is_complete(self, check: Check) -> bool:
+    def _is_complete(self, check: Check) -> bool:
         """Whether all the trainings are there that a check is to rest on, and enough of them."""
-        names = [check.variant] if check.worse is None else [check.variant, check.worse]
-        variants = [self.study.variants[name] for name in names]
-        return all(
-            len(self._runs[variant.name])
-            >= max(len(self.study.seeds(variant)), MIN_TRAININGS if variant.trains else 1)
-            for variant in variants
-        )
+        for name in check.variants:
+            variant = self.study.variants[name]
+            least = MIN_TRAININGS if variant.trains else 1
+            if self._num_runs(name, check.split) < max(len(self.study.seeds(variant)), least):
+                return False
+        return True
 
     def verdict(self) -> Verdict:
         """What the checks of the paper's claim come to."""
@@ -396,8 +414,9 @@ def difference(
     """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores.
 
     Of several trainings each it is Welch's. One training against several is taken to spread as they do: Student's, of
-    one variance. What does not train is what it is, so that the others' spread remains. One training against one is
-    held against it task by task, so that the tasks' own spread drops out; of one number each, there is no interval.
+    one variance. What does not train is what it is, so that the others' spread remains, or none. One training against
+    one is held against it task by task, so that the tasks' own spread drops out; of one number each, there is no
+    interval.
 
     Args:
         better: (S, K) scores.
@@ -406,6 +425,9 @@ def difference(
         trained: whether each of the two is a training's.
     """
     counts = len(better), len(worse)
+    if not any(trained):
+        gap = float(better.mean() - worse.mean())
+        return gap, gap
     if counts == (1, 1):
         if 1 in (better.size, worse.size):
             return -np.inf, np.inf
@@ -417,6 +439,12 @@ def difference(
     if counts[1] == 1 and not trained[1]:
         return interval(better - worse.mean())
     return _between(better.mean(1), worse.mean(1), equal_spread=1 in counts)
+
+
+def _told_difference(low: float, high: float) -> str:
+    if math.isinf(low):
+        return "no interval of their difference"
+    return f"difference {low:z.2f} to {high:z.2f}" if low < high else f"difference {low:z.2f}"
 
 
 def _between(one: np.ndarray, two: np.ndarray, *, equal_spread: bool) -> tuple[float, float]:

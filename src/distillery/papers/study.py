@@ -20,6 +20,8 @@ METRICS = ("final", "first", "gain", "normalised", "oracle_fraction", "episodes_
 CURVE_METRICS = ("final", "gain")
 # Numbers that a run holds beside its returns are metrics too, called by this and their name.
 EXTRA = "extra."
+# A check that rests on fewer trainings is one so far, however many are planned.
+MIN_TRAININGS = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Variant:
         published: what the paper reports for the study's metric, on the first of its splits.
         published_splits: the same on other splits.
         published_curve: pairs of episode and return read off the paper's figure.
-        num_seeds: training seeds, where they are not the study's.
+        num_seeds: training seeds, where they are not the study's; what does not train is run once.
         experiment: in ``conf/experiment/``, where it is not the study's.
         attention_at: step of the lifetime at which attention is mapped; None maps none.
     """
@@ -96,6 +98,11 @@ class Check:
     own: bool = False
 
     @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the one or two variants that it is about."""
+        return (self.variant,) if self.worse is None else (self.variant, self.worse)
+
+    @property
     def rule(self) -> str:
         """What is asked of the number, in words."""
         if self.metric == "episodes_to":
@@ -142,7 +149,7 @@ class Study:
     experiment: str
     variants: Mapping[str, Variant]
     overrides: tuple[str, ...] = ()
-    num_seeds: int = 1
+    num_seeds: int = MIN_TRAININGS
     checks: tuple[Check, ...] = ()
     metric: str = "final"
     axis: str | None = None
@@ -163,8 +170,8 @@ class Study:
                     f"numbers; got {metric!r}"
                 )
         for check in self.checks:
-            for name in (check.variant, check.worse):
-                if name is not None and name not in self.variants:
+            for name in check.variants:
+                if name not in self.variants:
                     raise ValueError(f"study '{self.name}': a check names '{name}', which is no variant of it")
 
         self._require_decidable_checks()
@@ -178,6 +185,12 @@ class Study:
                     f"study '{self.name}': the check '{check.text}' would always be met; give it worse, at_least or "
                     "at_most"
                 )
+            for name in check.variants:
+                if self.variants[name].trains and len(self.seeds(self.variants[name])) < 2:
+                    raise ValueError(
+                        f"study '{self.name}': the check '{check.text}' could never be decided by one training of "
+                        f"'{name}'; give the study or the variant num_seeds: {MIN_TRAININGS} or more"
+                    )
             if check.split not in self.splits:
                 raise ValueError(
                     f"study '{self.name}': the check '{check.text}' is of the split '{check.split}', which the study "
@@ -206,8 +219,10 @@ class Study:
             raise ValueError(f"study '{self.name}': normalised scores need variants called random and source")
 
     def seeds(self, variant: Variant) -> range:
-        """Training seeds of a variant; what does not train is run once."""
-        return range(self.num_seeds if variant.num_seeds is None else variant.num_seeds)
+        """Training seeds of a variant."""
+        if variant.num_seeds is not None:
+            return range(variant.num_seeds)
+        return range(self.num_seeds if variant.trains else 1)
 
 
 def study_names(folder: Path = FOLDER) -> list[str]:

@@ -137,8 +137,9 @@ def _extra_rows(numbers: StudyNumbers) -> list[dict[str, str]]:
 def _point(numbers: StudyNumbers, variant: Variant, split: str) -> SweepPoint:
     found, scores = numbers.level(variant.name, split=split), numbers.scores(variant.name, split=split)
     trainings = scores.mean(1).tolist() if len(scores) > 1 else []
+    low, high = (found.value, found.value) if found.is_fixed else (found.low, found.high)
     published = _published(numbers.study, variant, split)
-    return SweepPoint(variant.label, variant.x, found.value, found.low, found.high, published, trainings)
+    return SweepPoint(variant.label, variant.x, found.value, low, high, published, trainings)
 
 
 def _published(study: Study, variant: Variant, split: str) -> float | None:
@@ -212,7 +213,7 @@ def _told_extra(numbers: StudyNumbers, variant: Variant, name: str) -> str:
 
 def _told_check(numbers: StudyNumbers, check: Check, outcome: Outcome) -> dict[str, Any]:
     """A line of the list of checks."""
-    counts, few = _counts_of_trainings(numbers, check), ""
+    counts, few = numbers.num_trainings(check), ""
     if outcome.status != UNRUN and not outcome.is_final and counts:
         few = f", so far of {min(counts)} training{'s' if min(counts) > 1 else ''}"
     return {
@@ -304,7 +305,7 @@ def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[s
         numbers = numbers_of(study, results)
         for check in study.checks:
             if check.claim is not None:
-                told = study, numbers.check(check), _counts_of_trainings(numbers, check)
+                told = study, numbers.check(check), numbers.num_trainings(check)
                 found.setdefault((study.paper, check.claim), []).append(told)
     rows = []
     for paper in dict.fromkeys(study.paper for study in studies):
@@ -320,12 +321,6 @@ def claim_rows(studies: Sequence[Study], results: Path = RESULTS) -> list[dict[s
                 }
             )
     return rows
-
-
-def _counts_of_trainings(numbers: StudyNumbers, check: Check) -> list[int]:
-    """How many trainings there are of each variant that a check is about and that trains."""
-    variants = [numbers.study.variants[name] for name in (check.variant, check.worse) if name is not None]
-    return [len(numbers.runs(variant.name)) for variant in variants if variant.trains]
 
 
 def _least_to_most(counts: Sequence[int]) -> str:
