@@ -422,7 +422,7 @@ def test_the_papers_own_sizes_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = load_study(name)
     study = replace(
-        whole, name="short", overrides=(f"sources={QUICK_SOURCES[name]}", *SHORT), num_seeds=1, gathered_as=None
+        whole, name="short", overrides=(f"sources={QUICK_SOURCES[name]}", *SHORT), num_seeds=1, gathered_as=None, checks=()
     )
     assert paper.run_studies([(study, ["ad"])], num_workers=1, num_threads=1, extra=[]) == 0
     (run,) = read_runs("short")
