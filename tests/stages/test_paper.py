@@ -59,6 +59,7 @@ STUDY = {
         "evaluation.lifetimes.num_seeds=2",
         "evaluation.train_seeds=1",
     ],
+    "num_seeds": 1,
     "variants": {
         "ad": {"label": "AD", "published": 1.5, "published_curve": [[1, 0.2], [12, 1.5]], "num_seeds": 2},
         "prompted": {"overrides": ["evaluation.prompt.oracle_fraction=0.5", "evaluation.prompt.num_streams=2"]},
@@ -422,7 +423,12 @@ def test_the_papers_own_sizes_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = load_study(name)
     study = replace(
-        whole, name="short", overrides=(f"sources={QUICK_SOURCES[name]}", *SHORT), num_seeds=1, gathered_as=None, checks=()
+        whole,
+        name="short",
+        overrides=(f"sources={QUICK_SOURCES[name]}", *SHORT),
+        num_seeds=1,
+        gathered_as=None,
+        checks=(),
     )
     assert paper.run_studies([(study, ["ad"])], num_workers=1, num_threads=1, extra=[]) == 0
     (run,) = read_runs("short")
