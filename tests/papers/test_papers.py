@@ -10,8 +10,11 @@ import pytest
 from scipy import stats
 
 from distillery.core.lifetimes import BASELINES
+from distillery.papers.intervals import difference, interval, iqm_interval, level
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs, withdraw_runs
-from distillery.papers.statistics import (
+from distillery.papers.statistics import StudyNumbers
+from distillery.papers.study import Check, Study, Variant, load_claims, load_study, study_names
+from distillery.papers.verdicts import (
     AT_MOST_PART,
     DOES_NOT,
     HOLDS,
@@ -23,14 +26,8 @@ from distillery.papers.statistics import (
     UNDECIDED,
     UNRUN,
     Outcome,
-    StudyNumbers,
-    difference,
-    interval,
-    iqm_interval,
-    level,
     verdict_of,
 )
-from distillery.papers.study import Check, Study, Variant, load_claims, load_study, study_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from distillery.papers.results import Run, SplitResult, add_run, read_runs, withdraw_runs
-from distillery.papers.statistics import MET, NOT_RUN, REFUTED, UNDECIDED, StudyNumbers
+from distillery.papers.statistics import StudyNumbers
 from distillery.papers.study import Study, load_claims, load_study, study_names
+from distillery.papers.verdicts import MET, NOT_RUN, REFUTED, UNDECIDED
 from distillery.reports.tables import DASH
 from distillery.stages import compare, paper, study_units
 from distillery.stages.paper_page import claim_rows, gathered, split_metrics, study_rows, study_values, write_page

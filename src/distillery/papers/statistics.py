@@ -1,171 +1,28 @@
-"""Numbers of a study: levels with intervals over training seeds and tasks, differences, and verdicts.
+"""Numbers of a study: levels of its variants, differences, and what came of its checks.
 
 A check is met or refuted where its interval lies on one side of what is asked, and undecided where it does not, or
-where a training stands alone; a verdict on few trainings is one so far.
-
-What varies independently is a training: its scores on all tasks share its weights. So the interval of a mean is the t
-interval over the means of the training seeds, and a difference is judged by Welch's, given these tasks and these
-histories. Where there is one training, its interval is over tasks, which tells nothing of another training and decides
-nothing. Beside it stands the interquartile mean that the field reports (Agarwal et al., Deep RL at the Edge of the
-Statistical Precipice, 2021, arXiv 2108.13264) with a 95 % bootstrap interval. There every score is a training of its
-own, and runs are resampled for each task apart; here the tasks of a training share its weights, so whole trainings are
-resampled. All of it is SciPy's.
+where a training stands alone; a verdict on few trainings is one so far. See `distillery.papers.intervals` for what
+intervals are of.
 
 Letters: S training seeds, K tasks, N episodes.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from distillery.core.lifetimes import FINAL_EPISODES, episodes_to
+from distillery.papers.intervals import SAME, Level, difference, level
 from distillery.papers.results import Run
 from distillery.papers.study import EXTRA, MIN_TRAININGS, Check, Study
+from distillery.papers.verdicts import MET, NOT_RUN, REFUTED, UNDECIDED, UNRUN, Outcome, Verdict, verdict_of
 
-NUM_RESAMPLES = 2000
-SAME = 1e-9  # numbers this close are equal but for rounding
 # What normalised scores count as 0 and 1.
 ENDS = ("random", "source")
-STATUSES = MET, REFUTED, UNDECIDED, UNRUN = "yes", "no", "undecided", "not run"
-HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold"
-AT_MOST_PART, OPEN, NOT_RUN = "holds in part at most", "is undecided", "not run yet"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a check.
-
-    Attributes:
-        status: `MET`, `REFUTED`, `UNDECIDED` or `UNRUN`.
-        text: the numbers in words.
-        is_final: whether all trainings are there that it is to rest on.
-    """
-
-    status: str
-    text: str
-    is_final: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a claim.
-
-    Attributes:
-        word: `HOLDS`, `IN_PART`, `DOES_NOT`, `AT_MOST_PART`, `OPEN` or `NOT_RUN`.
-        is_final: whether all its checks are.
-        counts: checks by status.
-    """
-
-    word: str
-    is_final: bool
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """In words."""
-        return self.word if self.is_final or self.word == NOT_RUN else f"{self.word} so far"
-
-    @property
-    def told_counts(self) -> str:
-        """How many checks came out how, in words."""
-        return ", ".join(f"{self.counts[status]} {status}" for status in STATUSES if self.counts.get(status))
-
-
-def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
-    """What the outcomes of a claim's checks come to.
-
-    It holds if all are met, does not hold if all are refuted, holds in part if some are met and others refuted, and
-    holds in part at most if some are refuted, none is met and others are open; else it is undecided.
-    """
-    counts = Counter(outcome.status for outcome in outcomes)
-    is_final = all(outcome.is_final for outcome in outcomes)
-    if counts.keys() <= {UNRUN}:
-        return Verdict(NOT_RUN, False, counts)
-    if MET in counts and REFUTED in counts:
-        return Verdict(IN_PART, is_final, counts)
-    if len(counts) == 1 and UNDECIDED not in counts:
-        return Verdict(HOLDS if MET in counts else DOES_NOT, is_final, counts)
-    return Verdict(AT_MOST_PART if REFUTED in counts else OPEN, is_final, counts)
-
-
-@dataclass(frozen=True)
-class Level:
-    """A number with its 95 % interval.
-
-    Attributes:
-        value: the mean.
-        low: of its interval; the mean itself where there is none.
-        high: of its interval.
-        iqm: interquartile mean.
-        iqm_low: of its interval.
-        iqm_high: of its interval.
-        num_seeds: training seeds it rests on.
-        num_tasks: tasks it rests on.
-        is_fixed: whether it is of what does not train, which is what it is on these tasks.
-    """
-
-    value: float
-    low: float
-    high: float
-    iqm: float
-    iqm_low: float
-    iqm_high: float
-    num_seeds: int
-    num_tasks: int
-    is_fixed: bool = False
-
-    def text(self, decimals: int = 2) -> str:
-        """Number and interval in words; what is fixed, or one number alone, is told without."""
-        return self._told(self.value, self.low, self.high, decimals)
-
-    def iqm_text(self, decimals: int = 2) -> str:
-        """The same of the interquartile mean."""
-        return self._told(self.iqm, self.iqm_low, self.iqm_high, decimals)
-
-    def _told(self, value: float, low: float, high: float, decimals: int) -> str:
-        if self.is_fixed or self.num_seeds * self.num_tasks == 1:
-            return f"{value:z.{decimals}f}"
-        return f"{value:z.{decimals}f} ({low:z.{decimals}f} to {high:z.{decimals}f})"
-
-
-def _draws(scores: np.ndarray) -> np.ndarray:
-    """What was drawn independently: the mean of each training, or the tasks of the only one."""
-    return scores.mean(1) if len(scores) > 1 else scores[0]
-
-
-def interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % t interval of the mean of (S, K) scores, over training seeds; over tasks where S is 1."""
-    draws, mean = _draws(scores), float(scores.mean())
-    if np.ptp(draws) < SAME:
-        return mean, mean
-    found = stats.ttest_1samp(draws, 0.0).confidence_interval(0.95)
-    return float(found.low), float(found.high)
-
-
-def iqm_interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the interquartile mean of (S, K) scores, of trainings; of tasks where S is 1."""
-    if np.ptp(scores) == 0:
-        return float(scores.flat[0]), float(scores.flat[0])
-    units = scores if len(scores) > 1 else scores.T  # what is drawn as a whole
-
-    def iqm(drawn: np.ndarray, axis: int) -> np.ndarray:
-        assert axis == -1
-        return stats.trim_mean(units[drawn].reshape(*drawn.shape[:-1], -1), 0.25, axis=-1)
-
-    found = stats.bootstrap(
-        (np.arange(len(units)),),
-        iqm,
-        n_resamples=NUM_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-        batch=200,
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def scores_of(
@@ -213,12 +70,6 @@ def scores_of(
             kinds = {"final": final, "first": first, "gain": final - first}
             rows.append(final / np.array(result.oracle) if metric == "oracle_fraction" else kinds[metric])
     return np.stack(rows)
-
-
-def level(scores: np.ndarray) -> Level:
-    """Mean and interquartile mean of (S, K) scores, with their intervals."""
-    iqm = float(stats.trim_mean(scores.ravel(), 0.25))
-    return Level(float(scores.mean()), *interval(scores), iqm, *iqm_interval(scores), *scores.shape)
 
 
 class StudyNumbers:
@@ -408,50 +259,7 @@ class StudyNumbers:
         return verdict_of([self.check(check) for check in self.study.checks if not check.own])
 
 
-def difference(
-    better: np.ndarray, worse: np.ndarray, *, paired: bool = True, trained: tuple[bool, ...] = (True, True)
-) -> tuple[float, float]:
-    """95 % interval of the difference of two variants' means, from (S, K) and (S', K') scores.
-
-    Of several trainings each it is Welch's. One training against several is taken to spread as they do: Student's, of
-    one variance. What does not train is what it is, so that the others' spread remains, or none. One training against
-    one is held against it task by task, so that the tasks' own spread drops out; of one number each, there is no
-    interval.
-
-    Args:
-        better: (S, K) scores.
-        worse: (S', K') scores.
-        paired: whether the tasks are the same.
-        trained: whether each of the two is a training's.
-    """
-    counts = len(better), len(worse)
-    if not any(trained):
-        gap = float(better.mean() - worse.mean())
-        return gap, gap
-    if counts == (1, 1):
-        if 1 in (better.size, worse.size):
-            return -np.inf, np.inf
-        if not (paired and better.shape == worse.shape):
-            return _between(better[0], worse[0], equal_spread=False)
-        return interval(better - worse)
-    if counts[0] == 1 and not trained[0]:
-        return interval(better.mean() - worse)
-    if counts[1] == 1 and not trained[1]:
-        return interval(better - worse.mean())
-    return _between(better.mean(1), worse.mean(1), equal_spread=1 in counts)
-
-
 def _told_difference(low: float, high: float) -> str:
     if math.isinf(low):
         return "no interval of their difference"
     return f"difference {low:z.2f} to {high:z.2f}" if low < high else f"difference {low:z.2f}"
-
-
-def _between(one: np.ndarray, two: np.ndarray, *, equal_spread: bool) -> tuple[float, float]:
-    """95 % interval of the difference of the means of two samples."""
-    gap = float(one.mean() - two.mean())
-    if np.ptp(one) < SAME and np.ptp(two) < SAME:
-        # What a single one would vary by, others that are all alike do not tell.
-        return (gap, gap) if min(len(one), len(two)) > 1 else (-np.inf, np.inf)
-    found = stats.ttest_ind(one, two, equal_var=equal_spread).confidence_interval(0.95)
-    return float(found.low), float(found.high)

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
 from distillery.evaluation.storage import LIFETIMES_FILE
+from distillery.papers.intervals import difference, level
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import Run, read_runs
-from distillery.papers.statistics import StudyNumbers, difference, level, scores_of
+from distillery.papers.statistics import StudyNumbers, scores_of
 from distillery.papers.study import load_study, study_names
 from distillery.stages.study_units import is_current, told_runtimes
 

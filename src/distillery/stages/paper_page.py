@@ -9,7 +9,9 @@ import numpy as np
 from distillery.core.files import whole_file
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
-from distillery.papers.statistics import (
+from distillery.papers.statistics import StudyNumbers
+from distillery.papers.study import EXTRA, Check, Study, Variant, load_claims, load_study, study_names
+from distillery.papers.verdicts import (
     AT_MOST_PART,
     DOES_NOT,
     HOLDS,
@@ -21,11 +23,9 @@ from distillery.papers.statistics import (
     UNDECIDED,
     UNRUN,
     Outcome,
-    StudyNumbers,
     Verdict,
     verdict_of,
 )
-from distillery.papers.study import EXTRA, Check, Study, Variant, load_claims, load_study, study_names
 from distillery.reports.page import render_page
 from distillery.reports.study_figures import (
     AttentionPanel,
