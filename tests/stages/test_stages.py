@@ -208,3 +208,12 @@ def test_a_source_that_learns_nothing_is_refused_and_nothing_is_left(tmp_path):
     )
     assert "holds no learning" in message
     assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_a_selection_that_drops_most_runs_is_told(tmp_path, caplog):
+    run_stage("collect", folder=tmp_path)
+    assert not caplog.messages, "all runs are kept"
+    strict = ["sources.epsilon_end=0.3", "histories.collection.selection.min_final_fraction=0.8"]
+    run_stage("collect", *strict, "histories.collection.runs_per_task=8", folder=tmp_path)
+    (message,) = caplog.messages
+    assert message.startswith("tiny: the selection dropped ") and "min_final_fraction" in message

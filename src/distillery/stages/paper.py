@@ -273,7 +273,7 @@ def run_studies(
         return 0
     runtime = left[0][0].config["runtime"]
     require_device(runtime["device"])
-    if runtime["bfloat16"] and (warning := slow_bfloat16(torch.device(runtime["device"]).type)):
+    if warning := slow_bfloat16(runtime["device"], enabled=runtime["bfloat16"]):
         console.print(f"warning: {warning}")
     by_name = {study.name: study for study, _ in studies}
     progress, fruitless = _Progress(len(left)), 0

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
@@ -205,7 +204,7 @@ def sweep(config: DictConfig) -> None:
     content_hash = require_histories(config)
     tracker: Tracker = build(config.tracking)
     tracker.check()
-    if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+    if warning := slow_bfloat16(config.runtime.device, enabled=config.runtime.bfloat16):
         print(f"warning: {warning}", file=sys.stderr)
     num_workers = config.sweeps.num_workers
     num_threads = config.runtime.num_threads or (1 if num_workers > 1 else None)

@@ -168,7 +168,7 @@ def train(config: DictConfig) -> None:
     workers = join_workers(config.runtime.device)
     if workers.rank == 0:
         tracker.check()
-        if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+        if warning := slow_bfloat16(config.runtime.device, enabled=config.runtime.bfloat16):
             logger.warning(warning)
     folder = checkpoint_folder(config, config.agent)
     states = scratch("training")
