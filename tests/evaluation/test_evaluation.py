@@ -22,6 +22,8 @@ from distillery.evaluation.metrics import (
 )
 from distillery.evaluation.storage import write_evaluation
 from distillery.models.causal_transformer import CausalTransformer
+from distillery.models.linear_transformer import LinearTransformer
+from distillery.models.lstm import LSTMModel
 from distillery.sources.q_learning import QLearning
 from distillery.tasks.dark_room import DarkRoom, DarkRoomBatch
 from tests.evaluation.families import Points
@@ -101,6 +103,50 @@ def test_batches_bound_memory_and_keep_the_order(room):
     np.testing.assert_array_equal(
         parts.run(model, room, np.arange(5), seed=0).returns, whole.run(model, room, np.arange(5), seed=0).returns
     )
+
+
+MODELS = {
+    "rotary": partial(CausalTransformer, context_length=12, width=16, num_layers=2, num_heads=4, num_key_heads=2),
+    "alibi": partial(CausalTransformer, context_length=12, width=16, num_layers=2, num_heads=4, positions="alibi"),
+    "absolute": partial(
+        CausalTransformer, context_length=12, width=16, num_heads=2, positions="absolute", norm="post"
+    ),
+    "linear": partial(LinearTransformer, context_length=12, width=16, num_layers=2, num_heads=2),
+    "lstm": partial(LSTMModel, context_length=12, hidden_size=16, embedding_width=8, mlp_width=16),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("family", ["room", "image", "vector"])
+def test_acting_in_bfloat16_is_acting_rounded(room, family, name):
+    family = room if family == "room" else Points(family)
+    torch.manual_seed(0)
+    model = MODELS[name](family.spec)
+    exact, rounded, played = [], [], []
+
+    class Watched(type(model)):
+        def act(self, observations, previous, cache):
+            parameters = super().act(observations, previous, cache)
+            (rounded if self is not model else exact).append(parameters)
+            if self is not model:
+                played.append((observations.clone(), None if previous is None else [x.clone() for x in previous]))
+            return parameters
+
+    model.__class__ = Watched
+    before = weights_checksum(model)
+    evaluation = InContextEvaluation(num_episodes=4, num_seeds=2, bfloat16=True)
+    lifetimes = evaluation.run(model, family, np.arange(3), seed=0)
+    assert weights_checksum(model) == before and next(model.parameters()).dtype == torch.float32
+    assert {parameters.dtype for parameters in rounded} == {torch.bfloat16}
+    np.testing.assert_array_equal(lifetimes.actions, evaluation.run(model, family, np.arange(3), seed=0).actions)
+    del played[len(played) // 2 :], rounded[len(rounded) // 2 :]
+    with torch.inference_mode():
+        cache = model.eval().new_cache(6)
+        for observations, previous in played:
+            model.act(observations, previous, cache)
+    exact, rounded = torch.stack(exact), torch.stack(rounded).float()
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < 0.03 * exact.abs().mean()
 
 
 @pytest.mark.parametrize("name", ["image", "vector"])

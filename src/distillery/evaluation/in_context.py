@@ -6,6 +6,7 @@ prompt), and it is never reset between episodes, so whatever is learned is learn
 Letters: L lifetimes, N episodes, T environment steps, D numbers of an observation, K numbers of an action.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ class InContextEvaluation:
         num_seeds: lifetimes per task.
         greedy: take the likeliest action instead of sampling.
         batch_lifetimes: how many lifetimes share one batch; bounds memory, changes nothing but the draws.
+        bfloat16: act with weights and caches rounded to bfloat16, which halves the memory of both.
     """
 
     num_episodes: int
     num_seeds: int
     greedy: bool = False
     batch_lifetimes: int = 1024
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_seeds", "batch_lifetimes"):
@@ -143,9 +146,10 @@ class InContextEvaluation:
         was_training = model.training
         model.eval()
         before = weights_checksum(model)
+        acting = copy.deepcopy(model).bfloat16() if self.bfloat16 else model
         parts = [
             self._run_batch(
-                model,
+                acting,
                 tasks,
                 ids[chunk],
                 stream_seed(seed, "lifetimes", number),
