@@ -219,13 +219,15 @@ def test_two_variants_compare(ran, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     compare.main(["toy/ad", "toy/random"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "return at the end" in shown and "2 training seed(s), 4 tasks" in shown
+    assert "return at the end" in shown and "2 trainings, 4 tasks" in shown and "trains nothing" in shown
     with pytest.raises(SystemExit, match="no result 'toy/nonsense'.*toy/ad"):
         compare.main(["toy/ad", "toy/nonsense"])
 
 
-def a_result(name, num_seeds, *, trained=True, tasks=(0, 1)):
-    return compare.Result(name, "", {"final": np.zeros((num_seeds, len(tasks)))}, tasks, trained)
+def a_result(name, num_seeds, *, trained=True, tasks=(0, 1), rules=None):
+    return compare.Result(
+        name, "", {"final": np.zeros((num_seeds, len(tasks)))}, tasks, trained, {"tasks": rules} if rules else {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,18 @@ def a_result(name, num_seeds, *, trained=True, tasks=(0, 1)):
         (a_result("a", 3), a_result("b", 1), (-0.3, -0.1), "b is higher, by one training"),
         (a_result("a", 1, trained=False), a_result("b", 1, trained=False), (0.1, 0.3), "a is better"),
         (a_result("a", 3), a_result("b", 3, tasks=(0, 2)), (0.1, 0.3), "not judged: other tasks"),
+        (
+            a_result("a", 3, rules={"width": 9}),
+            a_result("b", 3, rules={"width": 8}),
+            (0.1, 0.3),
+            "not judged: other tasks",
+        ),
+        (
+            a_result("a", 3, rules={"num_train": 9}),
+            a_result("b", 3, rules={"num_train": 8}),
+            (0.1, 0.3),
+            "a is better",
+        ),
     ],
 )
 def test_what_a_comparison_comes_to(one, other, interval, told):

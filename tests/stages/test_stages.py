@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from distillery.stages import compare
 from distillery.stages.train import forget_states
 from distillery.training.supervised import SupervisedLearner
 from tests.stages.small_room import SMALL_ROOM
@@ -81,6 +82,34 @@ def test_the_stages_run_one_after_another(folder):
     model = json.loads((folder / "models" / "tiny" / "ad" / "model.json").read_text())
     evaluated = json.loads((folder / "data" / "evaluations" / "tiny" / "ad" / "summary.json").read_text())
     assert evaluated["weights"] == model["training"]["weights"]
+
+
+def compared(capsys, folder: Path, *names: str) -> str:
+    with contextlib.chdir(folder):
+        compare.main(names)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_evaluations_compare_where_their_tasks_are_the_same(folder, tmp_path, capsys):
+    shutil.copytree(folder / "models", tmp_path / "models")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run_stage("evaluate", folder=tmp_path)
+    run_stage("evaluate", "name=again", "checkpoint=tiny", "evaluation.lifetimes.greedy=true", folder=tmp_path)
+    run_stage("evaluate", "name=few", "checkpoint=tiny", "evaluation.max_tasks=2", folder=tmp_path)
+    run_stage("baselines", "tasks.reward=once", "name=once", folder=tmp_path)
+    told = compared(capsys, tmp_path, "tiny/ad", "again/ad")
+    assert "part of the oracle's return" in told and "evaluated otherwise: lifetimes.greedy" in told
+    told = compared(capsys, tmp_path, "tiny/ad,again/ad", "few/ad")
+    assert "2 trainings, 2 tasks" in told and "1 training, 2 tasks" in told and "other tasks" not in told
+    told = compared(capsys, tmp_path, "tiny/ad", "once/source")
+    assert "not judged: other tasks" in told and "different tasks: reward, so that no difference" in told
+    assert "trains nothing" in told
+    for names, message in (
+        (("once/oracle,once/source", "tiny/ad"), "a baseline is none"),
+        (("tiny/ad,few/ad", "tiny/ad"), "'few/ad' was evaluated on other tasks than 'tiny/ad'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            compared(capsys, tmp_path, *names)
 
 
 def test_collecting_twice_gives_the_same_bytes(folder, tmp_path):

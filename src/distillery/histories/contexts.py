@@ -111,11 +111,21 @@ class Contexts:
         if keep_best_fraction < 1.0 or history_weighting == "improvement":
             improvement = improvements(histories, episodes, kept_starts)
             if keep_best_fraction < 1.0:
+                if len(np.unique(histories.task_ids)) == len(histories.task_ids):
+                    raise ValueError(
+                        f"histories.contexts.keep_best_fraction={keep_best_fraction} has nothing to choose from: "
+                        "there is one history a task; raise histories.collection.runs_per_task"
+                    )
                 self._drawn = best_of_each_task(improvement, histories.task_ids, keep_best_fraction)
                 improvement = improvement[self._drawn]
             if history_weighting == "improvement":
                 self._cumulative = cumulative_weights(improvement)
         if episode_order == "shuffled":
+            if len(episodes) == len(kept_starts) - 1:
+                raise ValueError(
+                    "histories.contexts.episode_order=shuffled has nothing to shuffle: histories of one episode each "
+                    "(once keep_every_episode is applied); collect longer ones, or keep the order"
+                )
             episodes = shuffled_episodes(episodes, kept_starts, numpy_generator(seed, "episode_order"))
         self._kept = KeptSteps(histories, episodes, kept_starts)
         lengths = np.diff(self._kept.history_starts)

@@ -64,6 +64,8 @@ class LinearTransformer(SequenceModel):
         ValueError: a setting is out of range.
     """
 
+    has_window = False
+
     def __init__(
         self,
         spec: TaskSpec,

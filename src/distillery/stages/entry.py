@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import sys
@@ -58,9 +59,26 @@ def build(node: DictConfig | Mapping[str, Any], **values: Any) -> Any:
     if not target.startswith("distillery."):
         raise ValueError(f"_target_ must name a class of distillery, got {target!r}")
     try:
-        return hydra.utils.get_class(target)(**{**settings, **values})
+        cls = hydra.utils.get_class(target)
+        _require_known(cls, settings)
+        return cls(**{**settings, **values})
     except (ImportError, TypeError) as error:
         raise ValueError(f"{target} cannot be built from its settings: {error}") from error
+
+
+def _require_known(cls: type, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that a class has not: most come of an experiment that sets them for another choice.
+
+    Raises:
+        ValueError: naming them and what there is.
+    """
+    parameters = inspect.signature(cls).parameters
+    unknown = [name for name in settings if name not in parameters]
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        raise ValueError(
+            f"{cls.__name__} has no setting {', '.join(unknown)}, but {', '.join(parameters)}; where an experiment "
+            f"sets it for another choice than yours, take it away by its full path, as in '~sources.{unknown[0]}'"
+        )
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

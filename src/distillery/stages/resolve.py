@@ -196,9 +196,21 @@ def check_learner(config: DictConfig, tasks: TaskDistribution) -> None:
     """Builds the model and its learner, and refuses a learner that does not fit the agent.
 
     Raises:
+        ValueError: see `check_agent`; or a setting is out of range.
+    """
+    plays = check_agent(config)
+    model = build(config.models, spec=tasks.spec)
+    settings = {"tasks": tasks, "seed": 0} if plays else {}
+    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates, **settings)
+
+
+def check_agent(config: DictConfig) -> bool:
+    """Refuses a learner that does not fit the agent; returns whether it plays for itself.
+
+    Raises:
         ValueError: the agent reads histories and the learner plays, or the other way round.
     """
-    plays = getattr(hydra.utils.get_class(config.training.learner._target_), "plays", False)
+    plays: bool = getattr(hydra.utils.get_class(config.training.learner._target_), "plays", False)
     reads = agent_settings(config).histories is not None
     if agent_settings(config).histories == "expert" and not config.histories.collection.expert:
         raise ValueError(
@@ -210,9 +222,7 @@ def check_learner(config: DictConfig, tasks: TaskDistribution) -> None:
             f"{config.training.learner._target_} {'plays for itself' if plays else 'needs some'}; choose "
             f"training={'supervised' if reads else 'rl2'}, or another agent"
         )
-    model = build(config.models, spec=tasks.spec)
-    settings = {"tasks": tasks, "seed": 0} if plays else {}
-    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates, **settings)
+    return plays
 
 
 def check_window(config: DictConfig) -> None:
@@ -221,6 +231,9 @@ def check_window(config: DictConfig) -> None:
     Raises:
         ValueError: the window and the training sequences do not fit.
     """
+    model = hydra.utils.get_class(config.models._target_)
+    if agent_settings(config).histories is None or not getattr(model, "has_window", True):
+        return
     window, sequence = config.models.context_length, config.histories.contexts.sequence_length
     if window > sequence:
         raise ValueError(
