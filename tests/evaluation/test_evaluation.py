@@ -227,6 +227,10 @@ def test_episodes_to_reference_by_hand():
     curve = np.array([0.0] * 5 + [9.0] * 20)
     # Ten episodes with one zero average 8.1, with none 9.0: the first such stretch starts at the sixth episode.
     assert episodes_to(curve, level) == 6
+    # Ten from the fifth average 8.6, but the fifth itself is below.
+    assert episodes_to(np.array([0.0] * 4 + [5.0] + [9.0] * 20), level) == 6
+    # One alone is luck: it begins no ten at the level.
+    assert episodes_to(np.array([9.0] + [0.0] * 5 + [9.0] * 20), level) == 7
     assert episodes_to(np.full(12, 8.52), level) == 1
     assert episodes_to(np.full(12, 8.51), level) is None
     assert episodes_to(np.full(9, 10.0), level) is None

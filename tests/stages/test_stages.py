@@ -159,6 +159,12 @@ def error_of(stage: str, *overrides: str, folder: Path) -> str:
         ("train", "models.width=15", ["15"]),
         ("evaluate", "agent=ed", ["models/tiny/ed", "does not exist", "train"]),
         ("evaluate", "agent=dt", ["dt", "ad, ed"]),
+        ("train", "agent=rl2", ["reads no histories", "choose training=rl2"]),
+        (
+            "collect",
+            "+sources.rollout_steps=5",
+            ["QLearning has no setting rollout_steps", "'~sources.rollout_steps'"],
+        ),
         ("train", "sources.discount=0.5", ["other settings of the source"]),
         ("evaluate", "tasks.width=6", ["width", "5 stored", "6 asked for"]),
         ("evaluate", "tasks.split_seed=1", ["split_seed", "0 stored", "1 asked for"]),
@@ -167,6 +173,15 @@ def error_of(stage: str, *overrides: str, folder: Path) -> str:
 def test_a_mistake_ends_in_one_clear_error(folder, stage, override, words):
     message = error_of(stage, override, folder=folder)
     assert all(word in message for word in words), message
+
+
+def test_a_model_without_a_window_is_trained_on_sequences_of_any_length(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    transformer = {override.split("=")[0] for override in TINY if override.startswith("models.")}
+    lstm = [override for override in TINY if override.split("=")[0] not in transformer - {"models.context_length"}]
+    command = [sys.executable, "-m", "distillery.stages.train", *lstm, "models=lstm", "models.context_length=64"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
+    assert (tmp_path / "models" / "tiny" / "ad" / "model.safetensors").is_file()
 
 
 def test_histories_from_before_a_setting_was_added_are_read_at_its_old_value_only(folder, tmp_path):
