@@ -24,6 +24,9 @@ from distillery.stages.shards import play_shards, shards_of
 
 logger = logging.getLogger(__name__)
 
+# The part of runs from which on it is told that a selection drops them.
+_MANY_DROPPED = 0.25
+
 
 def collect(config: DictConfig) -> None:
     """Writes ``data/histories/<dataset>/learning``, and ``expert`` unless it is not wanted."""
@@ -93,16 +96,16 @@ def summary(dataset: str, metadata: Metadata) -> str:
     episodes = f"{fewest} to {most} episodes" if fewest < most else f"{most} episode{'s' if most > 1 else ''}"
     first, last = metadata.mean_tenths
     return (
-        f"{dataset}: {metadata.num_histories} histories of {episodes}, {metadata.num_steps / 1e6:.1f} M steps; return "
+        f"{dataset}: {metadata.num_histories} histories of {episodes}, {metadata.num_steps:,} steps; return "
         f"{first:.2f} in the first tenth, {last:.2f} in the last; {metadata.selection['num_dropped']} runs dropped "
         f"({metadata.selection['rule']})"
     )
 
 
 def warn_of_dropped(dataset: str, selection: Mapping[str, Any]) -> None:
-    """Most runs dropped leave histories of the luckiest alone, from which luck is learned."""
+    """Many runs dropped leave histories of the luckiest, from which luck is learned."""
     kept, dropped = selection["num_kept"], selection["num_dropped"]
-    if dropped > kept:
+    if dropped > _MANY_DROPPED * (kept + dropped):
         logger.warning(
             "%s: the selection dropped %d of %d runs (%s); lengthen sources.num_episodes, or lower "
             "histories.collection.selection.min_final_fraction",

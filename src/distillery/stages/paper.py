@@ -435,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.page:
             failed = run_studies(studies, num_workers=options.workers, num_threads=options.threads, extra=extra)
         page = write_page()
-        print(f"the page: {page}")
+        print(f"the page: {page}; `dvc repro` takes the studies' numbers into data/reports/metrics.json")
         if README.is_file():
             update_readme(study_tables())
     except (ValueError, OSError) as error:

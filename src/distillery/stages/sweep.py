@@ -138,7 +138,10 @@ def require_histories(config: DictConfig) -> str:
     """
     folder = histories_folder(config, config.agents[config.agent].histories)
     if not (folder / "metadata.json").is_file():
-        raise ValueError(f"{folder} holds no histories yet; collect them with `dvc repro collect@{config.dataset}`")
+        raise ValueError(
+            f"{folder} holds no histories yet; collect them with `dvc repro collect@{config.dataset}`, or those of no "
+            "pipeline by `python -m distillery.stages.collect` with the same experiment and dataset"
+        )
     metadata, _ = open_packed(folder, scratch("packed"))
     require_own_histories(config, metadata, config.agents[config.agent].histories, build(config.tasks))
     return metadata.content_hash
