@@ -116,6 +116,23 @@ MODELS = {
 }
 
 
+def test_acting_in_bfloat16_turns_positions_exactly(room):
+    model = CausalTransformer(room.spec, context_length=12, width=64, num_layers=1, num_heads=2)
+    seen = []
+
+    class Watched(CausalTransformer):
+        def act(self, observations, previous, cache):
+            seen.append((dict(self.named_buffers()), {p.dtype for p in self.parameters()}, cache.layers[0].keys.dtype))
+            return super().act(observations, previous, cache)
+
+    model.__class__ = Watched
+    InContextEvaluation(num_episodes=1, num_seeds=1, bfloat16=True).run(model, room, np.arange(2), seed=0)
+    buffers, weights, keys = seen[0]
+    assert weights == {torch.bfloat16} and keys == torch.bfloat16
+    assert buffers.keys() == dict(model.named_buffers()).keys() and len(buffers) == 1
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("family", ["room", "image", "vector"])
 def test_acting_in_bfloat16_is_acting_rounded(room, family, name):

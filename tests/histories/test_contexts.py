@@ -238,7 +238,7 @@ def test_bad_settings_are_refused(settings, words):
     [
         ({"episode_order": "shuffled"}, "episode_order=shuffled has nothing to shuffle"),
         ({"episode_order": "shuffled", "keep_every_episode": 2}, "episode_order=shuffled has nothing to shuffle"),
-        ({"keep_best_fraction": 0.5}, r"keep_best_fraction=0\.5 has nothing to choose from.*runs_per_task"),
+        ({"keep_best_fraction": 0.5}, r"keep_best_fraction=0\.5 keeps every history of every task.*runs_per_task"),
     ],
 )
 def test_a_control_that_would_change_nothing_is_refused(settings, words):

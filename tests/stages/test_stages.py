@@ -93,20 +93,25 @@ def compared(capsys, folder: Path, *names: str) -> str:
 def test_evaluations_compare_where_their_tasks_are_the_same(folder, tmp_path, capsys):
     shutil.copytree(folder / "models", tmp_path / "models")
     shutil.copytree(folder / "data", tmp_path / "data")
+    run_stage("train", "name=second", "checkpoint=second", "seed=1", folder=tmp_path)
     run_stage("evaluate", folder=tmp_path)
-    run_stage("evaluate", "name=again", "checkpoint=tiny", "evaluation.lifetimes.greedy=true", folder=tmp_path)
+    run_stage("evaluate", "name=second", "checkpoint=second", folder=tmp_path)
+    run_stage("evaluate", "name=greedy", "checkpoint=tiny", "evaluation.lifetimes.greedy=true", folder=tmp_path)
     run_stage("evaluate", "name=few", "checkpoint=tiny", "evaluation.max_tasks=2", folder=tmp_path)
     run_stage("baselines", "tasks.reward=once", "name=once", folder=tmp_path)
-    told = compared(capsys, tmp_path, "tiny/ad", "again/ad")
+    told = compared(capsys, tmp_path, "tiny/ad", "greedy/ad")
     assert "part of the oracle's return" in told and "evaluated otherwise: lifetimes.greedy" in told
-    told = compared(capsys, tmp_path, "tiny/ad,again/ad", "few/ad")
-    assert "2 trainings, 2 tasks" in told and "1 training, 2 tasks" in told and "other tasks" not in told
+    told = compared(capsys, tmp_path, "tiny/ad,second/ad", "few/ad")
+    assert "2 trainings, 2 tasks" in told and "1 training, 2 tasks" in told
+    assert "on the 2 tasks that both" in told and "otherwise" not in told
     told = compared(capsys, tmp_path, "tiny/ad", "once/source")
     assert "not judged: other tasks" in told and "different tasks: reward, so that no difference" in told
     assert "trains nothing" in told
     for names, message in (
         (("once/oracle,once/source", "tiny/ad"), "a baseline is none"),
         (("tiny/ad,few/ad", "tiny/ad"), "'few/ad' was evaluated on other tasks than 'tiny/ad'"),
+        (("tiny/ad,greedy/ad", "tiny/ad"), "evaluated otherwise, in lifetimes.greedy"),
+        (("tiny/ad,tiny/ad", "few/ad"), "one training is named twice"),
     ):
         with pytest.raises(SystemExit, match=message):
             compared(capsys, tmp_path, *names)

@@ -9,12 +9,12 @@ pay; value iteration plans in that optimistic model; what is seen replaces what 
 is assumed to be changed until it was seen.
 
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
-given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
-unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
-equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, and
-under ``kept`` the one that comes first in an order that each learner draws once. Then what a learner does follows from
-what it has seen and done, and is easier to distil: drawn, every search and every shortest way is another, and so is
-whatever is done once nothing is left to find.
+given, or deterministic, too), and of several visits the best counts, so that a goal which pays once per episode is not
+forgotten; an unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends
+the search; and equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken
+instead, and under ``kept`` the one that comes first in an order that each learner draws once. Then what a learner does
+follows from what it has seen and done, and is easier to distil: drawn, every search and every shortest way is another,
+and so is whatever is done once nothing is left to find.
 
 Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
 Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
@@ -55,15 +55,16 @@ class Explorer(Source):
     Args:
         num_episodes: length of one history, in episodes.
         discount: of the planner, from 0 to 1.
-        optimism: reward assumed of a state never entered, above 0. A reward that pays on every step is preferred to
-            any search at ``discount ** longest_path`` or less. One that pays and leads on, as a key does, needs
-            about ``(1 - discount) * discount ** longest_path``.
+        optimism: reward assumed of a state never entered, of a pair never tried where moves are learned, above 0. A
+            reward that pays on every step is preferred to any search at ``discount ** longest_path`` or less. One that
+            pays and leads on, as a key does, needs about ``(1 - discount) * discount ** longest_path``.
         num_sweeps: value-iteration sweeps before each action; values travel one step a sweep and start from the
             plan before, so few are enough.
         bonus: ``visit`` for rewards that are random: their mean and a bonus for few visits; None for rewards that
             are not, which one visit makes known.
         bonus_weight: of that bonus, in units of the rewards' spread.
-        reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``.
+        reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``, as it is
+            wherever moves are learned.
         tie_break: among equally good actions one is drawn at ``random``, or the ``first`` is taken, or the first in an
             order that each learner has ``kept`` from its start.
 

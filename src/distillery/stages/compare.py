@@ -30,8 +30,11 @@ from distillery.stages.study_units import is_current, told_runtimes, unit_of
 from distillery.stages.sweep_trial import flatten
 
 EVALUATIONS = Path("data", "evaluations")
-# Settings of tasks that say which are of which split; the tasks' numbers tell whether those are the same.
-_OF_SPLITS = ("num_train", "num_validation", "num_held_out", "split_seed")
+# Settings that change no score of a task: how many there are, or how often and how far something else is played.
+_CHANGE_NOTHING = {
+    "tasks": ("num_train", "num_validation", "num_held_out"),
+    "evaluation": ("train_seeds", "max_tasks", "splits", "reference_fraction"),
+}
 STUDY = "study:"
 _MOST_LISTED = 30
 MEASURES = {
@@ -53,16 +56,20 @@ class Result:
         origin: where it was found.
         scores: by measure, (S, K): training seeds by tasks.
         task_ids: (K,) of the tasks.
+        oracle: (K,) the oracle's return on each, by which tasks of one number are told apart.
         trained: whether it is a training's, which would come out otherwise with another seed.
         settings: of the `tasks` and the `evaluation`, nested; empty where they were not kept.
+        weights: checksums of the trainings' weights, where they were kept.
     """
 
     name: str
     origin: str
     scores: dict[str, np.ndarray]
     task_ids: tuple[int, ...]
+    oracle: tuple[float, ...]
     trained: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
     @property
     def is_one_training(self) -> bool:
@@ -70,28 +77,32 @@ class Result:
         return self.trained and len(self.scores["final"]) == 1
 
     def on(self, task_ids: Collection[int]) -> "Result":
-        """The same on some of its tasks."""
-        chosen = [task in task_ids for task in self.task_ids]
-        scores = {measure: values[:, chosen] for measure, values in self.scores.items()}
-        return replace(self, scores=scores, task_ids=tuple(task for task in self.task_ids if task in task_ids))
+        """The same on some of its tasks; scores that all of a study's tasks scale are left out."""
+        chosen = [number for number, task in enumerate(self.task_ids) if task in task_ids]
+        scores = {name: values[:, chosen] for name, values in self.scores.items() if name != "normalised"}
+        task_ids = tuple(self.task_ids[number] for number in chosen)
+        oracle = tuple(self.oracle[number] for number in chosen)
+        return replace(self, scores=scores, task_ids=task_ids, oracle=oracle)
 
     def differing(self, other: "Result", group: str) -> list[str]:
         """Names of the settings of a group that are not the same, where both have kept theirs."""
         if group not in self.settings or group not in other.settings:
             return []
         one, two = (flatten(result.settings[group]) for result in (self, other))
-        return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key) and key not in _OF_SPLITS)
+        names = (one.keys() | two.keys()) - set(_CHANGE_NOTHING[group])
+        return sorted(name for name in names if one.get(name) != two.get(name))
 
     def has_tasks_of(self, other: "Result") -> bool:
         """Whether both are of the same tasks, under the same rules."""
-        return self.task_ids == other.task_ids and not self.differing(other, "tasks")
+        alike = self.task_ids == other.task_ids and np.allclose(self.oracle, other.oracle, rtol=1e-4)
+        return alike and not self.differing(other, "tasks")
 
 
 def read_results(names: str, split: str) -> Result:
     """One result, or several trainings of the same tasks as one, their names parted by commas.
 
     Raises:
-        ValueError: see `read_result`; or they are of other tasks, or no trainings.
+        ValueError: see `read_result`; or they are no trainings, of other tasks, evaluated otherwise, or the same.
     """
     first, *others = (read_result(name, split) for name in names.split(","))
     if not others:
@@ -101,9 +112,14 @@ def read_results(names: str, split: str) -> Result:
             raise ValueError(f"'{names}': only trainings are taken together, and a baseline is none")
         if not first.has_tasks_of(other):
             raise ValueError(f"'{names}': '{other.name}' was evaluated on other tasks than '{first.name}'")
+        if differing := first.differing(other, "evaluation"):
+            raise ValueError(f"'{names}': they were evaluated otherwise, in {', '.join(differing)}")
+    weights = tuple(one for result in (first, *others) for one in result.weights)
+    if len(set(weights)) < len(weights) or len({first.name, *(other.name for other in others)}) <= len(others):
+        raise ValueError(f"'{names}': one training is named twice, which would count as two")
     shared = [measure for measure in first.scores if all(measure in other.scores for other in others)]
     scores = {measure: np.concatenate([one.scores[measure] for one in (first, *others)]) for measure in shared}
-    return replace(first, name=names, origin=f"{first.origin}, ...", scores=scores)
+    return replace(first, name=names, origin=f"{first.origin}, ...", scores=scores, weights=weights)
 
 
 def read_result(name: str, split: str) -> Result:
@@ -130,10 +146,13 @@ def read_result(name: str, split: str) -> Result:
         "final": returns[..., -FINAL_EPISODES:].mean((1, 2))[None],
         "mean": returns.mean((1, 2))[None],
     }
-    scores["oracle_fraction"] = scores["final"] / by_task["oracle_return"].to_numpy()
+    oracle = by_task["oracle_return"].to_numpy()
+    scores["oracle_fraction"] = scores["final"] / oracle
     kept = read_json(path.with_name(SUMMARY_FILE), remedy="evaluate again")
     settings = {group: kept[group] for group in ("tasks", "evaluation") if group in kept}
-    return Result(name, f"evaluation in {path.parent}", scores, tasks, last not in BASELINES, settings)
+    trained, origin = last not in BASELINES, f"evaluation in {path.parent}"
+    weights = (kept["weights"],) if trained else ()
+    return Result(name, origin, scores, tasks, tuple(oracle), trained, settings, weights)
 
 
 def _study_result(name: str, study: str, variant: str, split: str) -> Result:
@@ -162,8 +181,9 @@ def _study_result(name: str, study: str, variant: str, split: str) -> Result:
             scores[metric] = numbers.scores(variant, metric=metric, split=split)
     if np.array_equal(scores["first"], scores["final"]):  # there is one episode
         del scores["first"]
-    tasks, trained = tuple(runs[0].splits[split].task_ids), runs[0].updates is not None
-    return Result(name, _origin(study, runs), scores, tasks, trained, settings)
+    result, trained = runs[0].splits[split], runs[0].updates is not None
+    origin = _origin(study, runs)
+    return Result(name, origin, scores, tuple(result.task_ids), tuple(result.oracle), trained, settings)
 
 
 def current_runs(study: str) -> list[Run]:
@@ -226,17 +246,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         one, other = (read_results(name, options.split) for name in (options.one, options.other))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    tasks = set(one.task_ids), set(other.task_ids)
-    fewer = min(tasks, key=len)
-    if fewer == tasks[0] & tasks[1] and not one.differing(other, "tasks"):
-        one, other = one.on(fewer), other.on(fewer)
+    one, other, narrowed = on_common_tasks(one, other)
     Console(width=160, highlight=False).print(compare(one, other))
     for result in (one, other):
         num_seeds, num_tasks = result.scores["final"].shape
         trainings = f"{num_seeds} training{'s' if num_seeds > 1 else ''}" if result.trained else "trains nothing"
         print(f"{result.name} ({result.origin}): {trainings}, {num_tasks} tasks of the split {options.split}")
-    for note in notes(one, other):
+    for note in [*narrowed, *notes(one, other)]:
         print(f"note: {note}")
+
+
+def on_common_tasks(one: Result, other: Result) -> tuple[Result, Result, list[str]]:
+    """Both on the tasks of the one that has fewer, where the other has all of these, too; and what to say of it."""
+    tasks = set(one.task_ids), set(other.task_ids)
+    fewer = min(tasks, key=len)
+    if tasks[0] == tasks[1] or fewer != tasks[0] & tasks[1]:
+        return one, other, []
+    narrow = one.on(fewer), other.on(fewer)
+    if not narrow[0].has_tasks_of(narrow[1]):
+        return one, other, []
+    return *narrow, [f"held against each other on the {len(fewer)} tasks that both were evaluated on"]
 
 
 def notes(one: Result, other: Result) -> Iterator[str]:
@@ -247,6 +276,9 @@ def notes(one: Result, other: Result) -> Iterator[str]:
         yield f"the two were evaluated on different tasks{told}, so that no difference between them is told"
     elif one.is_one_training or other.is_one_training:
         yield "intervals of one training are over its tasks; another seed of the same recipe may differ by more"
+    for result in (one, other):
+        if not result.settings:
+            yield f"{result.name} did not keep its settings, so that other rules would go unnoticed; evaluate it again"
     if differing := one.differing(other, "evaluation"):
         yield f"they were evaluated otherwise: {', '.join(differing)}"
 

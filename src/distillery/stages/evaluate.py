@@ -105,11 +105,12 @@ def evaluate(config: DictConfig) -> None:
     )
     held_out = summary["splits"]["held_out"]
     reached, last = held_out["episodes_to_reference"], min(FINAL_EPISODES, held_out["num_episodes"])
+    told = "never reached" if reached is None else f"reached at episode {reached}"
+    level = f"; the reference level of {held_out['reference_fraction']:g} of it is {told}"
     print(
         f"{config.name}/{config.agent}: held-out return {held_out['final_return']:.2f} in the last "
-        f"{f'{last} episodes' if last > 1 else 'episode'}, {held_out['oracle_fraction']:.3f} of the oracle; the "
-        f"reference level of {held_out['reference_fraction']:g} of it is "
-        f"{'never reached' if reached is None else f'reached at episode {reached}'}"
+        f"{f'{last} episodes' if last > 1 else 'episode'}, {held_out['oracle_fraction']:.3f} of the oracle"
+        f"{level if last == FINAL_EPISODES else ''}"  # of shorter lifetimes it cannot be told
     )
     dataset = None if agent.histories is None else histories_folder(config, agent.histories)
     track_evaluation(tracker, config, config.agent, folder, checkpoint=checkpoint, dataset=dataset)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 import yaml
 from hydra import compose, initialize_config_module
@@ -23,9 +22,9 @@ from ruamel.yaml.error import YAMLError
 from distillery.core.files import whole_file
 from distillery.core.protocols import TaskDistribution
 from distillery.core.seeding import stream_seed
-from distillery.histories.contexts import check_context_settings
+from distillery.histories.contexts import check_context_settings, check_shuffling
 from distillery.histories.format import KINDS
-from distillery.stages.entry import agent_settings, build, plain
+from distillery.stages.entry import agent_settings, build, class_of, plain
 
 # How a resolved file behaves as a Hydra primary configuration: no folders of its own, logs to the terminal.
 HYDRA_DEFAULTS = [{"override hydra/job_logging": "stdout"}, "_self_"]
@@ -143,6 +142,7 @@ def check(config: DictConfig) -> None:
     contexts = config.histories.contexts
     check_context_settings(**plain(contexts))
     kept_episodes = -(-source.num_episodes // contexts.keep_every_episode)
+    check_shuffling(contexts.episode_order, kept_episodes)
     longest = kept_episodes * tasks.spec.episode_steps
     if contexts.sequence_length > longest:
         raise ValueError(
@@ -210,7 +210,7 @@ def check_agent(config: DictConfig) -> bool:
     Raises:
         ValueError: the agent reads histories and the learner plays, or the other way round.
     """
-    plays: bool = getattr(hydra.utils.get_class(config.training.learner._target_), "plays", False)
+    plays: bool = getattr(class_of(config.training.learner), "plays", False)
     reads = agent_settings(config).histories is not None
     if agent_settings(config).histories == "expert" and not config.histories.collection.expert:
         raise ValueError(
@@ -231,8 +231,7 @@ def check_window(config: DictConfig) -> None:
     Raises:
         ValueError: the window and the training sequences do not fit.
     """
-    model = hydra.utils.get_class(config.models._target_)
-    if agent_settings(config).histories is None or not getattr(model, "has_window", True):
+    if agent_settings(config).histories is None or not class_of(config.models).has_window:
         return
     window, sequence = config.models.context_length, config.histories.contexts.sequence_length
     if window > sequence:

@@ -20,7 +20,10 @@ PACKAGE = "distillery.tasks."
 
 
 class MixedTasks(TaskDistribution):
-    """All tasks of several families that look alike. Their episodes may be of different lengths.
+    """All tasks of several families that look alike.
+
+    Their episodes may be of different lengths. The end of a shorter one is told as `terminated`, for it is no time
+    limit of the mixture's: sources that look beyond a time limit do so for the longest families alone.
 
     Args:
         families: of each, its settings with the class under ``_target_``, or a distribution that is built already.
