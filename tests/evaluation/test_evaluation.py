@@ -22,6 +22,8 @@ from distillery.evaluation.metrics import (
 )
 from distillery.evaluation.storage import write_evaluation
 from distillery.models.causal_transformer import CausalTransformer
+from distillery.models.linear_transformer import LinearTransformer
+from distillery.models.lstm import LSTMModel
 from distillery.sources.q_learning import QLearning
 from distillery.tasks.dark_room import DarkRoom, DarkRoomBatch
 from tests.evaluation.families import Points
@@ -103,6 +105,67 @@ def test_batches_bound_memory_and_keep_the_order(room):
     )
 
 
+MODELS = {
+    "rotary": partial(CausalTransformer, context_length=12, width=16, num_layers=2, num_heads=4, num_key_heads=2),
+    "alibi": partial(CausalTransformer, context_length=12, width=16, num_layers=2, num_heads=4, positions="alibi"),
+    "absolute": partial(
+        CausalTransformer, context_length=12, width=16, num_heads=2, positions="absolute", norm="post"
+    ),
+    "linear": partial(LinearTransformer, context_length=12, width=16, num_layers=2, num_heads=2),
+    "lstm": partial(LSTMModel, context_length=12, hidden_size=16, embedding_width=8, mlp_width=16),
+}
+
+
+def test_acting_in_bfloat16_turns_positions_exactly(room):
+    model = CausalTransformer(room.spec, context_length=12, width=64, num_layers=1, num_heads=2)
+    seen = []
+
+    class Watched(CausalTransformer):
+        def act(self, observations, previous, cache):
+            seen.append((dict(self.named_buffers()), {p.dtype for p in self.parameters()}, cache.layers[0].keys.dtype))
+            return super().act(observations, previous, cache)
+
+    model.__class__ = Watched
+    InContextEvaluation(num_episodes=1, num_seeds=1, bfloat16=True).run(model, room, np.arange(2), seed=0)
+    buffers, weights, keys = seen[0]
+    assert weights == {torch.bfloat16} and keys == torch.bfloat16
+    assert buffers.keys() == dict(model.named_buffers()).keys() and len(buffers) == 1
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("family", ["room", "image", "vector"])
+def test_acting_in_bfloat16_is_acting_rounded(room, family, name):
+    family = room if family == "room" else Points(family)
+    torch.manual_seed(0)
+    model = MODELS[name](family.spec)
+    exact, rounded, played = [], [], []
+
+    class Watched(type(model)):
+        def act(self, observations, previous, cache):
+            parameters = super().act(observations, previous, cache)
+            (rounded if self is not model else exact).append(parameters)
+            if self is not model:
+                played.append((observations.clone(), None if previous is None else [x.clone() for x in previous]))
+            return parameters
+
+    model.__class__ = Watched
+    before = weights_checksum(model)
+    evaluation = InContextEvaluation(num_episodes=4, num_seeds=2, bfloat16=True)
+    lifetimes = evaluation.run(model, family, np.arange(3), seed=0)
+    assert weights_checksum(model) == before and next(model.parameters()).dtype == torch.float32
+    assert {parameters.dtype for parameters in rounded} == {torch.bfloat16}
+    np.testing.assert_array_equal(lifetimes.actions, evaluation.run(model, family, np.arange(3), seed=0).actions)
+    del played[len(played) // 2 :], rounded[len(rounded) // 2 :]
+    with torch.inference_mode():
+        cache = model.eval().new_cache(6)
+        for observations, previous in played:
+            model.act(observations, previous, cache)
+    exact, rounded = torch.stack(exact), torch.stack(rounded).float()
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < 0.03 * exact.abs().mean()
+
+
 @pytest.mark.parametrize("name", ["image", "vector"])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_lifetimes_in_any_space_replay(name, greedy):
@@ -181,6 +244,10 @@ def test_episodes_to_reference_by_hand():
     curve = np.array([0.0] * 5 + [9.0] * 20)
     # Ten episodes with one zero average 8.1, with none 9.0: the first such stretch starts at the sixth episode.
     assert episodes_to(curve, level) == 6
+    # Ten from the fifth average 8.6, but the fifth itself is below.
+    assert episodes_to(np.array([0.0] * 4 + [5.0] + [9.0] * 20), level) == 6
+    # One alone is luck: it begins no ten at the level.
+    assert episodes_to(np.array([9.0] + [0.0] * 5 + [9.0] * 20), level) == 7
     assert episodes_to(np.full(12, 8.52), level) == 1
     assert episodes_to(np.full(12, 8.51), level) is None
     assert episodes_to(np.full(9, 10.0), level) is None

@@ -233,6 +233,20 @@ def test_bad_settings_are_refused(settings, words):
         Contexts(numbered([[6]]), **{"sequence_length": 4, "batch_size": 2, **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"episode_order": "shuffled"}, "episode_order=shuffled has nothing to shuffle"),
+        ({"episode_order": "shuffled", "keep_every_episode": 2}, "episode_order=shuffled has nothing to shuffle"),
+        ({"keep_best_fraction": 0.5}, r"keep_best_fraction=0\.5 keeps every history of every task.*runs_per_task"),
+    ],
+)
+def test_a_control_that_would_change_nothing_is_refused(settings, words):
+    histories = numbered([[6, 6]] * 3 if "keep_every_episode" in settings else [[6]] * 3)
+    with pytest.raises(ValueError, match=words):
+        Contexts(histories, sequence_length=4, batch_size=2, **settings)
+
+
 def test_targets_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"targets must be of shape \(6,\), an action for every step, got \(5,\)"):
         Contexts(numbered([[6]]), sequence_length=4, batch_size=2, targets=np.zeros(5))

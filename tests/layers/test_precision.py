@@ -100,7 +100,8 @@ def test_a_first_layer_needs_no_gradient_of_its_input(linear):
 def test_a_cpu_without_instructions_for_it_is_told_of():
     flags = Path("/proc/cpuinfo").read_text()
     able = any(re.search(rf"\b{flag}\b", flags) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-    warning = slow_bfloat16("cpu")
+    warning = slow_bfloat16("cpu", enabled=True)
     assert (warning is None) == able
     assert warning is None or "runtime.bfloat16=false" in warning
-    assert slow_bfloat16("cuda") is None
+    assert slow_bfloat16("cpu", enabled=False) is None
+    assert slow_bfloat16("cuda:0", enabled=True) is None

@@ -174,12 +174,22 @@ def test_bonuses_find_the_best_arm_of_a_bandit() -> None:
     assert with_bonus > 1.1 * without
 
 
-def test_moves_that_are_not_shared_are_refused() -> None:
-    room = DarkRoom(num_action_permutations=2)
-    with pytest.raises(ValueError, match="DarkRoomBatch.*choose q_learning or a2c"):
-        Explorer(num_episodes=1).start(room, np.array([3]), seed=0)
-    for source in (QLearning(num_episodes=1), A2C(num_episodes=1, num_actors=2)):
-        assert source.start(room, np.array([3]), seed=0).episode().actions.shape[1] == 20
+def test_moves_that_are_not_shared_are_learned() -> None:
+    room = DarkRoom(num_action_permutations=120, num_train=None, num_validation=40, num_held_out=80)
+    task_ids = np.random.default_rng(0).choice(room.num_tasks, 200, replace=False)
+    learners = Explorer(num_episodes=35, optimism=0.8).start(room, task_ids, seed=0)
+    returns = np.stack([learners.episode().returns.numpy() for _ in range(35)], 1)
+    parts = returns / room.oracle_returns()[task_ids, None]
+    assert parts[:, -5:].mean() > 0.97 and (parts[:, -5:].mean(1) > 0.5).all()
+    by_q_learning = QLearning(num_episodes=35, initial_value=20.0).run(room, task_ids, seed=0)
+    assert parts.mean() > 1.3 * np.mean(
+        [(episode.returns.numpy() / room.oracle_returns()[task_ids]).mean() for episode in by_q_learning]
+    )
+    # What is taken to be known of the moves is so; what is not, is not read off the room.
+    tried = learners._rewards != np.float32(0.8)
+    truth = torch.as_tensor(room.next_state[np.arange(81)[:, None, None], room.permutations[task_ids // 81].T[None]])
+    own = torch.arange(81).repeat_interleave(5)[:, None].expand_as(tried)
+    assert torch.equal(learners._leads, torch.where(tried, truth.flatten(0, 1), own))
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,11 @@ def test_a_runtime_composed_apart_equals_one_composed_along(overrides, extra):
     assert study_units._with_runtime(overrides, extra) == study_units._composed((*overrides, *extra))
 
 
+def test_what_a_digest_leaves_out_stays_in_the_configuration():
+    width = load_study("width")
+    assert unit_of(width, width.variants["w16"], 0).config["evaluation"]["lifetimes"]["bfloat16"] is False
+
+
 def test_runs_of_other_settings_are_not_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     split = SplitResult([1.0], [0], [1.0], [1.0], [2.0], [0.0])
@@ -221,13 +226,14 @@ def test_two_variants_compare(ran, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     compare.main(["toy/ad", "toy/random"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "return at the end" in shown and "2 training seed(s), 4 tasks" in shown
+    assert "return at the end" in shown and "2 trainings, 4 tasks" in shown and "trains nothing" in shown
     with pytest.raises(SystemExit, match="no result 'toy/nonsense'.*toy/ad"):
         compare.main(["toy/ad", "toy/nonsense"])
 
 
-def a_result(name, num_seeds, *, trained=True, tasks=(0, 1)):
-    return compare.Result(name, "", {"final": np.zeros((num_seeds, len(tasks)))}, tasks, trained)
+def a_result(name, num_seeds, *, trained=True, tasks=(0, 1), oracle=(2.0, 2.0), rules=None):
+    settings = {"tasks": rules} if rules else {}
+    return compare.Result(name, "", {"final": np.zeros((num_seeds, len(tasks)))}, tasks, oracle, trained, settings)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +246,19 @@ def a_result(name, num_seeds, *, trained=True, tasks=(0, 1)):
         (a_result("a", 3), a_result("b", 1), (-0.3, -0.1), "b is higher, by one training"),
         (a_result("a", 1, trained=False), a_result("b", 1, trained=False), (0.1, 0.3), "a is better"),
         (a_result("a", 3), a_result("b", 3, tasks=(0, 2)), (0.1, 0.3), "not judged: other tasks"),
+        (a_result("a", 3), a_result("b", 3, oracle=(2.0, 1.0)), (0.1, 0.3), "not judged: other tasks"),
+        (
+            a_result("a", 3, rules={"width": 9}),
+            a_result("b", 3, rules={"width": 8}),
+            (0.1, 0.3),
+            "not judged: other tasks",
+        ),
+        (
+            a_result("a", 3, rules={"num_train": 9}),
+            a_result("b", 3, rules={"num_train": 8}),
+            (0.1, 0.3),
+            "a is better",
+        ),
     ],
 )
 def test_what_a_comparison_comes_to(one, other, interval, told):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from distillery.stages import compare
 from distillery.stages.train import forget_states
 from distillery.training.supervised import SupervisedLearner
 from tests.stages.small_room import SMALL_ROOM
@@ -83,6 +84,39 @@ def test_the_stages_run_one_after_another(folder):
     assert evaluated["weights"] == model["training"]["weights"]
 
 
+def compared(capsys, folder: Path, *names: str) -> str:
+    with contextlib.chdir(folder):
+        compare.main(names)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_evaluations_compare_where_their_tasks_are_the_same(folder, tmp_path, capsys):
+    shutil.copytree(folder / "models", tmp_path / "models")
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run_stage("train", "name=second", "checkpoint=second", "seed=1", folder=tmp_path)
+    run_stage("evaluate", folder=tmp_path)
+    run_stage("evaluate", "name=second", "checkpoint=second", folder=tmp_path)
+    run_stage("evaluate", "name=greedy", "checkpoint=tiny", "evaluation.lifetimes.greedy=true", folder=tmp_path)
+    run_stage("evaluate", "name=few", "checkpoint=tiny", "evaluation.max_tasks=2", folder=tmp_path)
+    run_stage("baselines", "tasks.reward=once", "name=once", folder=tmp_path)
+    told = compared(capsys, tmp_path, "tiny/ad", "greedy/ad")
+    assert "part of the oracle's return" in told and "evaluated otherwise: lifetimes.greedy" in told
+    told = compared(capsys, tmp_path, "tiny/ad,second/ad", "few/ad")
+    assert "2 trainings, 2 tasks" in told and "1 training, 2 tasks" in told
+    assert "on the 2 tasks that both" in told and "otherwise" not in told
+    told = compared(capsys, tmp_path, "tiny/ad", "once/source")
+    assert "not judged: other tasks" in told and "different tasks: reward, so that no difference" in told
+    assert "trains nothing" in told
+    for names, message in (
+        (("once/oracle,once/source", "tiny/ad"), "a baseline is none"),
+        (("tiny/ad,few/ad", "tiny/ad"), "'few/ad' was evaluated on other tasks than 'tiny/ad'"),
+        (("tiny/ad,greedy/ad", "tiny/ad"), "evaluated otherwise, in lifetimes.greedy"),
+        (("tiny/ad,tiny/ad", "few/ad"), "one training is named twice"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            compared(capsys, tmp_path, *names)
+
+
 def test_collecting_twice_gives_the_same_bytes(folder, tmp_path):
     run_stage("collect", folder=tmp_path)
     for file in (folder / "data" / "histories").rglob("*.*"):
@@ -130,6 +164,12 @@ def error_of(stage: str, *overrides: str, folder: Path) -> str:
         ("train", "models.width=15", ["15"]),
         ("evaluate", "agent=ed", ["models/tiny/ed", "does not exist", "train"]),
         ("evaluate", "agent=dt", ["dt", "ad, ed"]),
+        ("train", "agent=rl2", ["reads no histories", "choose training=rl2"]),
+        (
+            "collect",
+            "+sources.rollout_steps=5",
+            ["QLearning has no setting rollout_steps", "'~sources.rollout_steps'"],
+        ),
         ("train", "sources.discount=0.5", ["other settings of the source"]),
         ("evaluate", "tasks.width=6", ["width", "5 stored", "6 asked for"]),
         ("evaluate", "tasks.split_seed=1", ["split_seed", "0 stored", "1 asked for"]),
@@ -138,6 +178,15 @@ def error_of(stage: str, *overrides: str, folder: Path) -> str:
 def test_a_mistake_ends_in_one_clear_error(folder, stage, override, words):
     message = error_of(stage, override, folder=folder)
     assert all(word in message for word in words), message
+
+
+def test_a_model_without_a_window_is_trained_on_sequences_of_any_length(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    transformer = {override.split("=")[0] for override in TINY if override.startswith("models.")}
+    lstm = [override for override in TINY if override.split("=")[0] not in transformer - {"models.context_length"}]
+    command = [sys.executable, "-m", "distillery.stages.train", *lstm, "models=lstm", "models.context_length=64"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
+    assert (tmp_path / "models" / "tiny" / "ad" / "model.safetensors").is_file()
 
 
 def test_histories_from_before_a_setting_was_added_are_read_at_its_old_value_only(folder, tmp_path):
@@ -208,3 +257,12 @@ def test_a_source_that_learns_nothing_is_refused_and_nothing_is_left(tmp_path):
     )
     assert "holds no learning" in message
     assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_a_selection_that_drops_most_runs_is_told(tmp_path, caplog):
+    run_stage("collect", folder=tmp_path)
+    assert not caplog.messages, "all runs are kept"
+    strict = ["sources.epsilon_end=0.3", "histories.collection.selection.min_final_fraction=0.8"]
+    run_stage("collect", *strict, "histories.collection.runs_per_task=8", folder=tmp_path)
+    (message,) = caplog.messages
+    assert message.startswith("tiny: the selection dropped ") and "min_final_fraction" in message

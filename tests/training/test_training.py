@@ -298,7 +298,7 @@ def test_divergence_is_told(draw):
     learner = small_learner(30)
     with torch.no_grad():
         learner.model.action_head.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss is nan at update 1; lower"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at update 1; lower training\.learner\.learning_rate"):
         fit(learner, draw, Schedule(30, 10, log_every_updates=1), fake_score, show_progress=False)
 
 

@@ -137,7 +137,10 @@ class SequenceModel(nn.Module, abc.ABC):
         context_length: how many environment steps it sees, the current one included.
         width: W, of its features.
         action_head: from features to parameters of an action.
+        has_window: whether it sees nothing further back than `context_length`.
     """
+
+    has_window = True
 
     spec: TaskSpec
     context_length: int

@@ -6,6 +6,7 @@ prompt), and it is never reset between episodes, so whatever is learned is learn
 Letters: L lifetimes, N episodes, T environment steps, D numbers of an observation, K numbers of an action.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ class InContextEvaluation:
         num_seeds: lifetimes per task.
         greedy: take the likeliest action instead of sampling.
         batch_lifetimes: how many lifetimes share one batch; bounds memory, changes nothing but the draws.
+        bfloat16: act with weights and caches rounded to bfloat16, which halves the memory of keys and values.
     """
 
     num_episodes: int
     num_seeds: int
     greedy: bool = False
     batch_lifetimes: int = 1024
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_episodes", "num_seeds", "batch_lifetimes"):
@@ -142,10 +145,11 @@ class InContextEvaluation:
             )
         was_training = model.training
         model.eval()
-        before = weights_checksum(model)
+        acting = _rounded(model) if self.bfloat16 else model
+        before = weights_checksum(acting)
         parts = [
             self._run_batch(
-                model,
+                acting,
                 tasks,
                 ids[chunk],
                 stream_seed(seed, "lifetimes", number),
@@ -155,7 +159,7 @@ class InContextEvaluation:
             for number, chunk in enumerate(_chunks(len(ids), self.batch_lifetimes))
         ]
         model.train(was_training)
-        if weights_checksum(model) != before:
+        if weights_checksum(acting) != before:
             raise RuntimeError("the model's weights changed during evaluation; they must stay frozen")
         returns, num_steps, actions = (np.concatenate([part[name] for part in parts]) for name in _RECORDED)
         observations = [part["observations"] for part in parts if "observations" in part]
@@ -181,6 +185,14 @@ class InContextEvaluation:
             if record.finished():
                 break
         return record.arrays()
+
+
+def _rounded(model: SequenceModel) -> SequenceModel:
+    """A copy with weights in bfloat16; what positions are turned by stays exact."""
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return rounded
 
 
 _RECORDED = ("returns", "num_steps", "actions")

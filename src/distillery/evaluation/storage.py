@@ -46,6 +46,7 @@ def write_evaluation(
     training: Mapping[str, Any] | None = None,
     reference_fraction: float = REFERENCE_FRACTION,
     prompt_levels: Mapping[str, np.ndarray] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes one agent's evaluation, whole or not at all; returns the summary.
 
@@ -58,10 +59,12 @@ def write_evaluation(
         training: what the checkpoint says of its training, kept beside the results for the report.
         reference_fraction: see `distillery.evaluation.metrics.summarise`.
         prompt_levels: by split, (L,) what each lifetime's prompt came to, as a part of the oracle's return.
+        settings: of the tasks and of the evaluation, kept in the summary, by which evaluations are told apart.
     """
     summary: dict[str, Any] = {
         "agent": agent,
         "weights": weights,
+        **(settings or {}),
         "splits": {
             split: summarise(runs, oracle_returns, reference_fraction=reference_fraction)
             for split, runs in lifetimes.items()

@@ -52,6 +52,19 @@ def check_context_settings(
         raise ValueError(f"histories.contexts.keep_best_fraction must be above 0 and to 1, got {keep_best_fraction}")
 
 
+def check_shuffling(episode_order: str, num_kept: int) -> None:
+    """Refuses to shuffle histories of which one episode is kept, a control that would control nothing.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if episode_order == "shuffled" and num_kept == 1:
+        raise ValueError(
+            "histories.contexts.episode_order=shuffled has nothing to shuffle: one episode of each history is kept; "
+            "lower histories.contexts.keep_every_episode, collect longer histories, or keep the order"
+        )
+
+
 class Contexts:
     """Draws batches of contexts; the batch of a given update is always the same.
 
@@ -112,9 +125,15 @@ class Contexts:
             improvement = improvements(histories, episodes, kept_starts)
             if keep_best_fraction < 1.0:
                 self._drawn = best_of_each_task(improvement, histories.task_ids, keep_best_fraction)
+                if len(self._drawn) == len(histories.task_ids):
+                    raise ValueError(
+                        f"histories.contexts.keep_best_fraction={keep_best_fraction} keeps every history of every "
+                        "task; lower it, or raise histories.collection.runs_per_task"
+                    )
                 improvement = improvement[self._drawn]
             if history_weighting == "improvement":
                 self._cumulative = cumulative_weights(improvement)
+        check_shuffling(episode_order, int(np.diff(kept_starts).max()))
         if episode_order == "shuffled":
             episodes = shuffled_episodes(episodes, kept_starts, numpy_generator(seed, "episode_order"))
         self._kept = KeptSteps(histories, episodes, kept_starts)

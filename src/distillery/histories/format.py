@@ -163,7 +163,10 @@ class Metadata:
             DatasetError: missing, broken, or of another format version.
         """
         path = Path(folder) / METADATA_FILE
-        remedy = "run `dvc repro` to collect the histories again, or `dvc pull` to fetch them"
+        remedy = (
+            "run `dvc repro` or `dvc pull` for histories of the pipeline, and others by `python -m "
+            "distillery.stages.collect` with the tasks, the source and the dataset that are to be read"
+        )
         try:
             values = read_json(path, remedy=remedy)
         except ValueError as error:

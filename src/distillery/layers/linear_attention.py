@@ -161,11 +161,11 @@ class GatedDeltaAttention(nn.Module):
     def _rates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log decays and strengths, each (B, H, S) float32."""
         decays, strengths = self.rate_projection(x).float().transpose(1, 2).chunk(2, 1)
-        return -F.softplus(decays + self.decay_offset[:, None]), strengths.sigmoid()
+        return -F.softplus(decays + self.decay_offset[:, None].float()), strengths.sigmoid()
 
     def _join(self, heads: Tensor, gate: Tensor) -> Tensor:
         """(B, H, S, K) and (B, S, D) to (B, S, D)."""
-        joined = self.norm(heads).transpose(1, 2).flatten(2).to(gate.dtype)
+        joined = self.norm(heads.to(self.norm.weight.dtype)).transpose(1, 2).flatten(2).to(gate.dtype)
         mixed: Tensor = self.out_projection(joined * F.silu(gate))
         return mixed
 

@@ -38,9 +38,11 @@ def bfloat16_products(device_type: str, *, enabled: bool) -> Iterator[None]:
         _products_in_bfloat16 = before
 
 
-def slow_bfloat16(device_type: str) -> str | None:
+def slow_bfloat16(device: str, *, enabled: bool) -> str | None:
     """What to tell who multiplies in bfloat16 on a CPU that has no instructions for it; None where it is fast."""
-    able = torch.cpu.get_capabilities() if device_type == "cpu" else {"bf16": True}
+    if not enabled or torch.device(device).type != "cpu":
+        return None
+    able = torch.cpu.get_capabilities()
     if any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         return None
     return (

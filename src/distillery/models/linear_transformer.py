@@ -8,7 +8,7 @@ the layer is that of Yang et al., Gated Delta Networks (2024), arXiv 2412.06464,
 
 Everything else is as in `distillery.models.causal_transformer`, whose tokens, blocks and settings it shares, so that
 the two can be compared. A lifetime is remembered in a state of constant size that is never cut: `context_length` is
-nominal, the steps that training contexts should at least have. A step costs the same at any age.
+nominal. A step costs the same at any age.
 
 Letters: B batch, T environment steps, S tokens, W width.
 """
@@ -63,6 +63,8 @@ class LinearTransformer(SequenceModel):
     Raises:
         ValueError: a setting is out of range.
     """
+
+    has_window = False
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class LSTMModel(SequenceModel):
     """
 
     action_head: nn.Linear
+    has_window = False
 
     def __init__(
         self,

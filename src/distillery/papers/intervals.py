@@ -11,6 +11,7 @@ it is SciPy's.
 Letters: S training seeds, K tasks.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,5 +141,7 @@ def _between(one: np.ndarray, two: np.ndarray, *, equal_spread: bool) -> tuple[f
     if np.ptp(one) < SAME and np.ptp(two) < SAME:
         # What a single one would vary by, others that are all alike do not tell.
         return (gap, gap) if min(len(one), len(two)) > 1 else (-np.inf, np.inf)
-    found = stats.ttest_ind(one, two, equal_var=equal_spread).confidence_interval(0.95)
+    with warnings.catch_warnings():  # where one of the two is all alike, the other's spread is what there is to go by
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        found = stats.ttest_ind(one, two, equal_var=equal_spread).confidence_interval(0.95)
     return float(found.low), float(found.high)

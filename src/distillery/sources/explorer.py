@@ -1,4 +1,4 @@
-"""An efficient explorer: optimistic model-based learning when moves are known and rewards are not.
+"""An efficient explorer: optimistic model-based learning of rewards, and of moves where tasks do not share them.
 
 Source: Brafman and Tennenholtz, R-max (2002), JMLR 3:213-231. Every state whose reward was never seen is assumed to
 pay; value iteration plans in that optimistic model; what is seen replaces what was assumed.
@@ -9,12 +9,12 @@ pay; value iteration plans in that optimistic model; what is seen replaces what 
 is assumed to be changed until it was seen.
 
 Ours differs from R-max in three ways: one visit makes a state known (rewards here are deterministic and moves are
-given), and of several visits the best counts, so that a goal which pays once per episode is not forgotten; an
-unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends the search; and
-equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken instead, and
-under ``kept`` the one that comes first in an order that each learner draws once. Then what a learner does follows from
-what it has seen and done, and is easier to distil: drawn, every search and every shortest way is another, and so is
-whatever is done once nothing is left to find.
+given, or deterministic, too), and of several visits the best counts, so that a goal which pays once per episode is not
+forgotten; an unseen state is assumed to pay a little rather than the largest reward, so that a goal once found ends
+the search; and equally good actions are drawn at random at every step. Under ``tie_break: first`` the lowest is taken
+instead, and under ``kept`` the one that comes first in an order that each learner draws once. Then what a learner does
+follows from what it has seen and done, and is easier to distil: drawn, every search and every shortest way is another,
+and so is whatever is done once nothing is left to find.
 
 Where rewards are random one visit tells little. ``bonus: visit`` then takes the interval estimate of Strehl and
 Littman, An analysis of model-based interval estimation for Markov decision processes (2008), JCSS 74:1309-1331:
@@ -25,8 +25,13 @@ with the rewards of each pair (s, a) in place of each s' under ``reward_of: acti
 a bandit needs, all of whose arms lead to one state. A goal that pays once per episode looks poorer at every further
 visit, so such tasks are better off without.
 
+Where actions mean something else in every task, moves are learned, too, as in R-max: until a pair (s, a) was tried
+once, it is assumed to pay and to lead back to s. There are more pairs than states, so that takes longer, and optimism
+must be larger: a goal is stayed at only once the action that stays was tried there, which must look better than to go
+round and come back.
+
 Letters: E learners, S states, A actions, T environment steps, K keys of rewards: S states, or S * A pairs under
-``reward_of: action``.
+``reward_of: action`` and where moves are learned.
 """
 
 import math
@@ -35,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.core.protocols import TabularTaskBatch, TaskBatch, TaskDistribution
+from distillery.core.protocols import TaskDistribution
 from distillery.core.records import EpisodeBatch
 from distillery.core.rollouts import play_tabular_episode
 from distillery.core.seeding import stream_seed, torch_generator
@@ -50,15 +55,16 @@ class Explorer(Source):
     Args:
         num_episodes: length of one history, in episodes.
         discount: of the planner, from 0 to 1.
-        optimism: reward assumed of a state never entered, above 0. A reward that pays on every step is preferred to
-            any search at ``discount ** longest_path`` or less. One that pays and leads on, as a key does, needs
-            about ``(1 - discount) * discount ** longest_path``.
+        optimism: reward assumed of a state never entered, of a pair never tried where moves are learned, above 0. A
+            reward that pays on every step is preferred to any search at ``discount ** longest_path`` or less. One that
+            pays and leads on, as a key does, needs about ``(1 - discount) * discount ** longest_path``.
         num_sweeps: value-iteration sweeps before each action; values travel one step a sweep and start from the
             plan before, so few are enough.
         bonus: ``visit`` for rewards that are random: their mean and a bonus for few visits; None for rewards that
             are not, which one visit makes known.
         bonus_weight: of that bonus, in units of the rewards' spread.
-        reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``.
+        reward_of: what decides a reward, the state that is entered (``arrival``) or the state and ``action``, as it is
+            wherever moves are learned.
         tie_break: among equally good actions one is drawn at ``random``, or the ``first`` is taken, or the first in an
             order that each learner has ``kept`` from its start.
 
@@ -100,23 +106,13 @@ class Explorer(Source):
         """See `Source.start`.
 
         Raises:
-            ValueError: states are not numbered, or every task has moves of its own.
+            ValueError: states are not numbered.
         """
         return Explorers(self, tasks, task_ids, seed=seed, device=device)
 
 
-def _require_known_moves(batch: TaskBatch) -> TabularTaskBatch:
-    tabular = require_tabular("explorer", batch)
-    if not tabular.shares_dynamics:
-        raise ValueError(
-            f"explorer plans with moves that all tasks share, but in {type(batch).__name__} actions mean something "
-            "else in every task; choose q_learning or a2c"
-        )
-    return tabular
-
-
 class Explorers(Learners):
-    """E explorers: what each has seen of its rewards and arrivals, and its current plan."""
+    """E explorers: what each has seen of its rewards and of what its moves lead to, and its current plan."""
 
     def __init__(
         self,
@@ -129,11 +125,13 @@ class Explorers(Learners):
     ) -> None:
         self.task_ids = np.asarray(task_ids)
         self._source = source
-        self._batch = _require_known_moves(tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device))
+        batch = tasks.batch(task_ids, seed=stream_seed(seed, "tasks"), device=device)
+        self._batch = require_tabular("explorer", batch)
         self._generator = torch_generator(seed, "explorer", device=device)
         self._frozen_generator = torch_generator(seed, "explorer", "frozen", device=device)
         next_state = self._batch.next_state
-        by_action = source.reward_of == "action"
+        learns_moves = not self._batch.shares_dynamics
+        by_action = learns_moves or source.reward_of == "action"
         pairs = torch.arange(next_state.numel(), device=device).view_as(next_state)
         self._key = pairs if by_action else next_state  # (S, A): the row of each action's reward
         self._entered = next_state.flatten() if by_action else None  # (K,): where each row leads, if not to itself
@@ -144,6 +142,10 @@ class Explorers(Learners):
         self._rewards = torch.full((num_keys, len(task_ids)), first, device=device)
         self._values = torch.zeros((len(next_state), len(task_ids)), device=device)
         self._arrival: Tensor | None = None  # (S, E); None as long as every move led where it should
+        self._leads: Tensor | None = None  # (K, E): the state that each pair leads to; None where moves are known
+        if learns_moves:
+            own = torch.arange(len(next_state), device=device).repeat_interleave(next_state.shape[1])
+            self._leads = own[:, None].repeat(1, len(task_ids))
         if source.bonus is not None:
             self._num_visits = torch.zeros_like(self._rewards)
             self._sums = torch.zeros_like(self._rewards)
@@ -152,6 +154,9 @@ class Explorers(Learners):
 
     def _worth(self) -> Tensor:
         """(K, E): reward, and value of what follows."""
+        if self._leads is not None:
+            ahead = self._values.gather(0, self._leads)
+            return torch.add(self._rewards, ahead, alpha=self._source.discount)
         ahead = self._values if self._arrival is None else self._values.gather(0, self._arrival)
         if self._entered is not None:
             ahead = ahead[self._entered]
@@ -202,7 +207,19 @@ class Explorers(Learners):
         if not torch.equal(known, reward):
             self._rewards[key, self._learners] = reward
             self._plan_is_stale = True
-        self._learn_arrival(self._batch.next_state[state, action], next_state, alive)
+        if self._leads is None:
+            self._learn_arrival(self._batch.next_state[state, action], next_state, alive)
+        else:
+            self._learn_move(key, next_state, alive)
+
+    def _learn_move(self, key: Tensor, reached: Tensor, alive: Tensor | None) -> None:
+        """Takes in where some pairs, (E,), led, (E,)."""
+        assert self._leads is not None
+        known = self._leads[key, self._learners]
+        reached = reached if alive is None else torch.where(alive, reached, known)
+        if not torch.equal(known, reached):
+            self._leads[key, self._learners] = reached
+            self._plan_is_stale = True
 
     def _estimate(self, key: Tensor, known: Tensor, reward: Tensor, alive: Tensor | None) -> Tensor:
         """(E,) what the reward at each learner's key is taken to be, now that it paid once more."""

@@ -16,7 +16,7 @@ from distillery.core.seeding import stream_seed
 from distillery.evaluation.baselines import run_oracle, run_random, run_source
 from distillery.evaluation.storage import write_evaluation
 from distillery.stages.entry import build, evaluation_folder, stage
-from distillery.stages.evaluated import evaluated_tasks, lifetimes_of
+from distillery.stages.evaluated import evaluated_settings, evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
 
 
@@ -51,6 +51,7 @@ def write_baselines(config: DictConfig, agents: Sequence[str]) -> None:
             agent=agent,
             weights=None,
             reference_fraction=config.evaluation.reference_fraction,
+            settings=evaluated_settings(config),
         )
         print(f"{config.name}/{agent}: held-out return {summary['splits']['held_out']['final_return']:.2f}")
         track_evaluation(tracker, config, agent, folder, checkpoint=None, dataset=None)

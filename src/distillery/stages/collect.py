@@ -5,6 +5,8 @@ A collection that is stopped goes on behind the last shard that it finished.
 python -m distillery.stages.collect experiment=dark_room dataset=try
 """
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,11 @@ from distillery.histories.writer import HistoryWriter
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.finished_shards import Finished, collection_under_way
 from distillery.stages.shards import play_shards, shards_of
+
+logger = logging.getLogger(__name__)
+
+# The part of runs from which on it is told that a selection drops them.
+_MANY_DROPPED = 0.25
 
 
 def collect(config: DictConfig) -> None:
@@ -80,6 +87,7 @@ def collect(config: DictConfig) -> None:
             raise
         under_way.move_to(histories_folder(config, "learning").parent)
     print(summary(config.dataset, sealed["learning"]))
+    warn_of_dropped(config.dataset, described["selection"])
 
 
 def summary(dataset: str, metadata: Metadata) -> str:
@@ -88,10 +96,24 @@ def summary(dataset: str, metadata: Metadata) -> str:
     episodes = f"{fewest} to {most} episodes" if fewest < most else f"{most} episode{'s' if most > 1 else ''}"
     first, last = metadata.mean_tenths
     return (
-        f"{dataset}: {metadata.num_histories} histories of {episodes}, {metadata.num_steps / 1e6:.1f} M steps; return "
+        f"{dataset}: {metadata.num_histories} histories of {episodes}, {metadata.num_steps:,} steps; return "
         f"{first:.2f} in the first tenth, {last:.2f} in the last; {metadata.selection['num_dropped']} runs dropped "
         f"({metadata.selection['rule']})"
     )
+
+
+def warn_of_dropped(dataset: str, selection: Mapping[str, Any]) -> None:
+    """Many runs dropped leave histories of the luckiest, from which luck is learned."""
+    kept, dropped = selection["num_kept"], selection["num_dropped"]
+    if dropped > _MANY_DROPPED * (kept + dropped):
+        logger.warning(
+            "%s: the selection dropped %d of %d runs (%s); lengthen sources.num_episodes, or lower "
+            "histories.collection.selection.min_final_fraction",
+            dataset,
+            dropped,
+            kept + dropped,
+            selection["rule"],
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import sys
@@ -18,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 import distillery
 
 logger = logging.getLogger(__name__)
+
+# Groups of the configuration that are the settings of one class of the wing of that name.
+_GROUPS_OF_ONE = ("tasks", "sources", "models")
 
 
 def stage(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -54,13 +58,45 @@ def build(node: DictConfig | Mapping[str, Any], **values: Any) -> Any:
         ValueError: the node names no class of this package, or the class refuses its settings.
     """
     settings: dict[str, Any] = plain(node) if isinstance(node, DictConfig) else dict(node)
-    target = str(settings.pop("_target_", None))
+    cls = class_of(settings)
+    del settings["_target_"]
+    _require_known(cls, settings)
+    try:
+        return cls(**{**settings, **values})
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} cannot be built from its settings: {error}") from error
+
+
+def class_of(node: DictConfig | Mapping[str, Any]) -> Any:
+    """The class that a configuration node names; only classes of this package.
+
+    Raises:
+        ValueError: the node names no class of this package.
+    """
+    target = str(node.get("_target_"))
     if not target.startswith("distillery."):
         raise ValueError(f"_target_ must name a class of distillery, got {target!r}")
     try:
-        return hydra.utils.get_class(target)(**{**settings, **values})
-    except (ImportError, TypeError) as error:
-        raise ValueError(f"{target} cannot be built from its settings: {error}") from error
+        return hydra.utils.get_class(target)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"_target_ names no class: {error}") from error
+
+
+def _require_known(cls: type, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that a class has not: most come of an experiment that sets them for another choice.
+
+    Raises:
+        ValueError: naming them and what there is.
+    """
+    parameters = inspect.signature(cls).parameters
+    unknown = [name for name in settings if name not in parameters]
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        wing = cls.__module__.split(".")[1]
+        example = f", as in '~{wing}.{unknown[0]}'" if wing in _GROUPS_OF_ONE else ""
+        raise ValueError(
+            f"{cls.__name__} has no setting {', '.join(unknown)}, but {', '.join(parameters)}; where an experiment "
+            f"sets it for another choice than yours, take it away by its full path{example}"
+        )
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from distillery.core.lifetimes import FINAL_EPISODES
 from distillery.core.protocols import SequenceModel, Source, TaskDistribution, Tracker
 from distillery.core.seeding import stream_seed
 from distillery.evaluation.in_context import weights_checksum
@@ -21,7 +22,7 @@ from distillery.stages.entry import (
     histories_folder,
     stage,
 )
-from distillery.stages.evaluated import evaluated_tasks, lifetimes_of
+from distillery.stages.evaluated import evaluated_settings, evaluated_tasks, lifetimes_of
 from distillery.stages.tracked import track_evaluation
 from distillery.stages.validate import require_same_tasks
 from distillery.training.checkpoints import load_weights, read_checkpoint_info
@@ -100,11 +101,16 @@ def evaluate(config: DictConfig) -> None:
         training=training,
         reference_fraction=config.evaluation.reference_fraction,
         prompt_levels=prompt_levels,
+        settings=evaluated_settings(config),
     )
     held_out = summary["splits"]["held_out"]
+    reached, last = held_out["episodes_to_reference"], min(FINAL_EPISODES, held_out["num_episodes"])
+    told = "never reached" if reached is None else f"reached at episode {reached}"
+    level = f"; the reference level of {held_out['reference_fraction']:g} of it is {told}"
     print(
-        f"{config.name}/{config.agent}: held-out return {held_out['final_return']:.2f} in the last ten episodes, "
-        f"{held_out['oracle_fraction']:.3f} of the oracle; reference reached at {held_out['episodes_to_reference']}"
+        f"{config.name}/{config.agent}: held-out return {held_out['final_return']:.2f} in the last "
+        f"{f'{last} episodes' if last > 1 else 'episode'}, {held_out['oracle_fraction']:.3f} of the oracle"
+        f"{level if last == FINAL_EPISODES else ''}"  # of shorter lifetimes it cannot be told
     )
     dataset = None if agent.histories is None else histories_folder(config, agent.histories)
     track_evaluation(tracker, config, config.agent, folder, checkpoint=checkpoint, dataset=dataset)

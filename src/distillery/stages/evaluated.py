@@ -1,11 +1,18 @@
 """Which tasks of a split an evaluation takes, and how its lifetimes are run."""
 
+from typing import Any
+
 import numpy as np
 from omegaconf import DictConfig
 
 from distillery.core.protocols import TaskDistribution
 from distillery.evaluation.in_context import InContextEvaluation
-from distillery.stages.entry import build
+from distillery.stages.entry import build, plain
+
+
+def evaluated_settings(config: DictConfig) -> dict[str, Any]:
+    """What an evaluation keeps of its settings beside the results."""
+    return {group: plain(config[group]) for group in ("tasks", "evaluation")}
 
 
 def lifetimes_of(config: DictConfig, split: str) -> InContextEvaluation:

@@ -273,7 +273,7 @@ def run_studies(
         return 0
     runtime = left[0][0].config["runtime"]
     require_device(runtime["device"])
-    if runtime["bfloat16"] and (warning := slow_bfloat16(torch.device(runtime["device"]).type)):
+    if warning := slow_bfloat16(runtime["device"], enabled=runtime["bfloat16"]):
         console.print(f"warning: {warning}")
     by_name = {study.name: study for study, _ in studies}
     progress, fruitless = _Progress(len(left)), 0
@@ -435,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.page:
             failed = run_studies(studies, num_workers=options.workers, num_threads=options.threads, extra=extra)
         page = write_page()
-        print(f"the page: {page}")
+        print(f"the page: {page}; `dvc repro` takes the studies' numbers into data/reports/metrics.json")
         if README.is_file():
             update_readme(study_tables())
     except (ValueError, OSError) as error:

@@ -198,6 +198,9 @@ def _further_cells(numbers: StudyNumbers, variant: Variant) -> dict[str, str]:
     updates = [run.updates for run in runs if run.updates is not None]
     if updates:
         cells["updates"] = _least_to_most(updates)
+    minutes = [round(run.minutes) for run in runs if run.minutes is not None]
+    if minutes:
+        cells["minutes"] = _least_to_most(minutes)
     cells["seeds, tasks"] = f"{level.num_seeds}, {level.num_tasks}"
     return cells
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 import yaml
 from hydra import compose, initialize_config_module
@@ -23,9 +22,9 @@ from ruamel.yaml.error import YAMLError
 from distillery.core.files import whole_file
 from distillery.core.protocols import TaskDistribution
 from distillery.core.seeding import stream_seed
-from distillery.histories.contexts import check_context_settings
+from distillery.histories.contexts import check_context_settings, check_shuffling
 from distillery.histories.format import KINDS
-from distillery.stages.entry import agent_settings, build, plain
+from distillery.stages.entry import agent_settings, build, class_of, plain
 
 # How a resolved file behaves as a Hydra primary configuration: no folders of its own, logs to the terminal.
 HYDRA_DEFAULTS = [{"override hydra/job_logging": "stdout"}, "_self_"]
@@ -143,6 +142,7 @@ def check(config: DictConfig) -> None:
     contexts = config.histories.contexts
     check_context_settings(**plain(contexts))
     kept_episodes = -(-source.num_episodes // contexts.keep_every_episode)
+    check_shuffling(contexts.episode_order, kept_episodes)
     longest = kept_episodes * tasks.spec.episode_steps
     if contexts.sequence_length > longest:
         raise ValueError(
@@ -196,9 +196,21 @@ def check_learner(config: DictConfig, tasks: TaskDistribution) -> None:
     """Builds the model and its learner, and refuses a learner that does not fit the agent.
 
     Raises:
+        ValueError: see `check_agent`; or a setting is out of range.
+    """
+    plays = check_agent(config)
+    model = build(config.models, spec=tasks.spec)
+    settings = {"tasks": tasks, "seed": 0} if plays else {}
+    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates, **settings)
+
+
+def check_agent(config: DictConfig) -> bool:
+    """Refuses a learner that does not fit the agent; returns whether it plays for itself.
+
+    Raises:
         ValueError: the agent reads histories and the learner plays, or the other way round.
     """
-    plays = getattr(hydra.utils.get_class(config.training.learner._target_), "plays", False)
+    plays: bool = getattr(class_of(config.training.learner), "plays", False)
     reads = agent_settings(config).histories is not None
     if agent_settings(config).histories == "expert" and not config.histories.collection.expert:
         raise ValueError(
@@ -210,9 +222,7 @@ def check_learner(config: DictConfig, tasks: TaskDistribution) -> None:
             f"{config.training.learner._target_} {'plays for itself' if plays else 'needs some'}; choose "
             f"training={'supervised' if reads else 'rl2'}, or another agent"
         )
-    model = build(config.models, spec=tasks.spec)
-    settings = {"tasks": tasks, "seed": 0} if plays else {}
-    build(config.training.learner, model=model, num_updates=config.training.schedule.num_updates, **settings)
+    return plays
 
 
 def check_window(config: DictConfig) -> None:
@@ -221,6 +231,8 @@ def check_window(config: DictConfig) -> None:
     Raises:
         ValueError: the window and the training sequences do not fit.
     """
+    if agent_settings(config).histories is None or not class_of(config.models).has_window:
+        return
     window, sequence = config.models.context_length, config.histories.contexts.sequence_length
     if window > sequence:
         raise ValueError(

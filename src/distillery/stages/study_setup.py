@@ -86,7 +86,7 @@ def _histories(config: Mapping[str, Any]) -> str:
     least = collection["selection"]["min_final_fraction"]
     if least is not None:
         told += f"; runs that end below {least:g} of the oracle are left out, which the paper does not say of its own"
-    return f"{told}. All trainings read the same histories."
+    return f"{told}."
 
 
 def _evaluation(config: Mapping[str, Any]) -> str:

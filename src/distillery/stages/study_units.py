@@ -137,6 +137,8 @@ def unit_of(study: Study, variant: Variant, seed: int, extra: Sequence[str] = ()
     is_baseline = variant.agent in BASELINES
     decides = {key: value for key, value in config.items() if key not in _DECIDES_NOTHING}
     decides |= {group: settings_as_before(config[group]) for group in ("sources", "models")}
+    lifetimes = settings_as_before(config["evaluation"]["lifetimes"])
+    decides["evaluation"] = decides["evaluation"] | {"lifetimes": lifetimes}
     decides["agents"] = None if is_baseline else settings_as_before(config["agents"][config["agent"]])
     # What a checkpoint of another format returned tells nothing of today's model.
     decides["format_version"] = FORMAT_VERSION

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
@@ -139,7 +138,10 @@ def require_histories(config: DictConfig) -> str:
     """
     folder = histories_folder(config, config.agents[config.agent].histories)
     if not (folder / "metadata.json").is_file():
-        raise ValueError(f"{folder} holds no histories yet; collect them with `dvc repro collect@{config.dataset}`")
+        raise ValueError(
+            f"{folder} holds no histories yet; collect them with `dvc repro collect@{config.dataset}`, or those of no "
+            "pipeline by `python -m distillery.stages.collect` with the same experiment and dataset"
+        )
     metadata, _ = open_packed(folder, scratch("packed"))
     require_own_histories(config, metadata, config.agents[config.agent].histories, build(config.tasks))
     return metadata.content_hash
@@ -205,7 +207,7 @@ def sweep(config: DictConfig) -> None:
     content_hash = require_histories(config)
     tracker: Tracker = build(config.tracking)
     tracker.check()
-    if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+    if warning := slow_bfloat16(config.runtime.device, enabled=config.runtime.bfloat16):
         print(f"warning: {warning}", file=sys.stderr)
     num_workers = config.sweeps.num_workers
     num_threads = config.runtime.num_threads or (1 if num_workers > 1 else None)

@@ -34,7 +34,7 @@ from distillery.stages.entry import (
     scratch,
     stage,
 )
-from distillery.stages.resolve import check_window
+from distillery.stages.resolve import check_agent, check_window
 from distillery.stages.validate import require_own_histories
 from distillery.training.checkpoints import CheckpointInfo, save_checkpoint
 from distillery.training.distributed import Workers, join_workers, leave_workers
@@ -106,6 +106,7 @@ def train_model(
         on_metrics: see `distillery.training.loop.fit`.
         workers: the processes that train together.
     """
+    check_agent(config)
     check_window(config)
     runtime, workers = config.runtime, workers or Workers()
     agent = agent_settings(config)
@@ -168,7 +169,7 @@ def train(config: DictConfig) -> None:
     workers = join_workers(config.runtime.device)
     if workers.rank == 0:
         tracker.check()
-        if config.runtime.bfloat16 and (warning := slow_bfloat16(torch.device(config.runtime.device).type)):
+        if warning := slow_bfloat16(config.runtime.device, enabled=config.runtime.bfloat16):
             logger.warning(warning)
     folder = checkpoint_folder(config, config.agent)
     states = scratch("training")

@@ -16,13 +16,13 @@ from distillery.histories.reader import validate_dataset
 from distillery.stages.entry import build, histories_folder, plain, stage
 from distillery.stages.resolve import check_window
 
-# Settings of sources, models and agents that came later than histories and results that are kept, at the value under
-# which all is as it was before.
-_ADDED_SINCE = {"tie_break": "random", "replay": None, "num_key_heads": None, "keeps": "best"}
+# Settings of sources, models, agents and lifetimes that came later than histories and results that are kept, at the
+# value under which all is as it was before.
+_ADDED_SINCE = {"tie_break": "random", "replay": None, "num_key_heads": None, "keeps": "best", "bfloat16": False}
 
 
 def settings_as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a source, model or agent, but for what came later and changes nothing; what is kept stays current."""
+    """Those of one of these, but for what came later and changes nothing; what is kept stays current."""
     return {key: value for key, value in settings.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
 
 

@@ -5,7 +5,7 @@ Letters: E parallel environments, F families, R environments of one group.
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ PACKAGE = "distillery.tasks."
 class MixedTasks(TaskDistribution):
     """All tasks of several families that look alike.
 
+    Their episodes may be of different lengths. The end of a shorter one is told as `terminated`, for it is no time
+    limit of the mixture's: sources that look beyond a time limit do so for the longest families alone.
+
     Args:
         families: of each, its settings with the class under ``_target_``, or a distribution that is built already.
 
@@ -37,9 +40,10 @@ class MixedTasks(TaskDistribution):
         if len(families) == 0:
             raise ValueError("mixture families must name at least one family, got none")
         self.families = [family if isinstance(family, TaskDistribution) else _built(family) for family in families]
-        self.spec = self.families[0].spec
+        longest = max(family.spec.episode_steps for family in self.families)
+        self.spec = replace(self.families[0].spec, episode_steps=longest)
         for number, family in enumerate(self.families):
-            difference = self.spec.difference(family.spec)
+            difference = self.spec.difference(replace(family.spec, episode_steps=longest))
             if difference:
                 raise ValueError(
                     f"mixture families must look alike, but between families[0] ({type(self.families[0]).__name__}) "
@@ -156,7 +160,11 @@ class MixedBatch(TaskBatch):
         seed = stream_seed(self._seed, "mixture", family, len(self._groups))
         batch = self._tasks.families[family].batch(own_ids, seed=seed, device=device)
         self._groups.append(_Group(family, batch, torch.as_tensor(slots, device=device)))
-        self.can_terminate = any(group.batch.can_terminate for group in self._groups)
+        # A family whose episodes are shorter than the longest ends them itself.
+        self.can_terminate = any(group.batch.can_terminate or self._is_short(group) for group in self._groups)
+
+    def _is_short(self, group: _Group) -> bool:
+        return group.batch.spec.episode_steps < self.spec.episode_steps
 
     def _collected(self, parts: list[Tensor]) -> Tensor:
         """(E, ...) from what each group gives for its R environments."""
@@ -177,9 +185,18 @@ class MixedBatch(TaskBatch):
     def step(self, actions: Tensor) -> Transition:
         """See `TaskBatch.step`."""
         # An environment that is not used takes somebody's action, for what comes of it is not looked at.
-        parts = [group.batch.step(actions[group.slots.clamp(min=0)]) for group in self._groups]
+        parts = [
+            self._ended_by_itself(group, group.batch.step(actions[group.slots.clamp(min=0)])) for group in self._groups
+        ]
         names = ("observations", "rewards", "terminated", "truncated")
         return Transition(**{name: self._collected([getattr(part, name) for part in parts]) for name in names})
+
+    def _ended_by_itself(self, group: _Group, transition: Transition) -> Transition:
+        """The end of a shorter family's episodes is no time limit of the mixture's, whose episodes are longer."""
+        if not self._is_short(group):
+            return transition
+        ended = transition.terminated | transition.truncated
+        return replace(transition, terminated=ended, truncated=torch.zeros_like(ended))
 
     def oracle_actions(self) -> Tensor:
         """See `TaskBatch.oracle_actions`: every family answers for its own."""

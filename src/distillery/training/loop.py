@@ -204,7 +204,8 @@ def _require_finite(values: dict[str, float], update: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"training diverged: {name} is {value} at update {update}; lower training.learning_rate"
+                f"training diverged: {name} is {value} at update {update}; lower training.learner.learning_rate, and "
+                "training.learner.muon_learning_rate where there is one"
             )
 
 
