@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from distillery.core.lifetimes import BASELINES
-from distillery.papers.intervals import difference, interval, iqm_interval, level
+from distillery.papers.intervals import difference, interval, iqm_interval, level, stratified_iqm_interval
 from distillery.papers.results import Run, SplitResult, add_run, all_runs, read_runs, withdraw_runs
 from distillery.papers.statistics import StudyNumbers
 from distillery.papers.study import Check, Study, Variant, load_claims, load_study, study_names
@@ -219,6 +219,18 @@ def test_the_interval_of_the_interquartile_mean_is_of_trainings():
     assert iqm_interval(np.ones((2, 3))) == (1.0, 1.0)
     low, high = iqm_interval(alike[:1])
     assert high - low > 2, "of one training, it is over tasks"
+
+
+def test_the_stratified_interval_draws_trainings_for_each_task_apart():
+    generator = np.random.default_rng(0)
+    scores = np.linspace(0, 10, 8) + generator.normal(0, 1, (5, 1)) + generator.normal(0, 0.3, (5, 8))
+    drawn = generator.integers(5, size=(4000, 5, 8))
+    plain = np.percentile([stats.trim_mean(scores[rows, np.arange(8)].ravel(), 0.25) for rows in drawn], [2.5, 97.5])
+    np.testing.assert_allclose(stratified_iqm_interval(scores), plain, atol=0.05)
+    low, high = iqm_interval(scores)
+    assert np.ptp(plain) < 0.7 * (high - low), "it takes a training's tasks for independent"
+    assert stratified_iqm_interval(np.ones((2, 3))) == (1.0, 1.0)
+    assert stratified_iqm_interval(scores[:1]) is None
 
 
 def test_level_and_interquartile_mean():

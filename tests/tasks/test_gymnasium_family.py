@@ -43,6 +43,12 @@ FAMILIES = {
         "make": {"map_name": "8x8"},
         "variations": {"success_rate": {"low": 0.3, "high": 0.9}},
     },
+    "acrobot": {
+        "env_id": "Acrobot-v1",
+        "best_return": 1,
+        "episode_steps": 15,
+        "variations": {"AVAIL_TORQUE": [[-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]], "LINK_MASS_1": [0.8, 1.0, 1.2]},
+    },
     "taxi": {"env_id": "Taxi-v4", "best_return": 20, "episode_steps": 9, "fixed_reset_seed": True},
 }
 for_all_families = pytest.mark.parametrize("settings", FAMILIES.values(), ids=FAMILIES.keys())
@@ -319,9 +325,17 @@ def test_environments_can_be_given_other_tasks() -> None:
 
 
 def test_rewards_are_shifted_and_scaled() -> None:
-    family = GymnasiumFamily(**STOPPER, reward_offset=-0.5, reward_scale=4.0, **FEW)
+    family = GymnasiumFamily(**STOPPER, make={"lasts": 9}, reward_offset=-0.5, reward_scale=4.0, **FEW)
     episode = play_episode(family.batch(np.array([0]), seed=0), lambda step, seen: torch.zeros(1).long())
-    assert episode.rewards[0].tolist() == [2.0, 2.0, 2.0, 0.0, 0.0]
+    assert episode.rewards[0].tolist() == [2.0, 2.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("lasts", [1, 3, 5, 9])
+def test_shifting_rewards_adds_the_same_to_every_episode(lasts: int) -> None:
+    family = GymnasiumFamily(**STOPPER, make={"lasts": lasts}, reward_offset=-0.5, reward_scale=4.0, **FEW)
+    episode = play_episode(family.batch(np.array([0]), seed=0), lambda step, seen: torch.zeros(1).long())
+    assert episode.returns.tolist() == [4.0 * (min(lasts, 5) - 0.5 * 5)]
+    assert episode.rewards[0, : min(lasts, 5) - 1].tolist() == [2.0] * (min(lasts, 5) - 1)
 
 
 def test_specs() -> None:

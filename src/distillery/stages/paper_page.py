@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from distillery.core.files import whole_file
+from distillery.papers.intervals import stratified_iqm_interval
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
 from distillery.papers.statistics import StudyNumbers
@@ -385,13 +386,16 @@ def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[st
     returns, parts = (numbers.level(variant, split=split, metric=metric) for metric in ("final", "oracle_fraction"))
     oracle = float(np.mean(numbers.runs(variant)[0].splits[split].oracle))
     # A normalised score stands in the place of the return, as the published table has it.
-    shown = numbers.level(variant, split=split) if study.metric == "normalised" else returns
+    metric = "normalised" if study.metric == "normalised" else "final"
+    shown = numbers.level(variant, split=split, metric=metric)
+    stratified = stratified_iqm_interval(numbers.scores(variant, split=split, metric=metric))
     return {
         "final_return": shown.value,
         "final_return_ci95": [shown.low, shown.high],
         "final_return_iqm": shown.iqm,
         "final_return_iqm_ci95": [shown.iqm_low, shown.iqm_high],
-        "is_normalised": study.metric == "normalised",
+        "final_return_iqm_stratified_ci95": stratified,
+        "is_normalised": metric == "normalised",
         "return_at": {str(e): float(curve[e - 1]) for e in (1, 10, 25, 50, 100, 160, 300, 1000) if e <= len(curve)},
         "nauc": float(curve.mean() / oracle),
         "oracle_return": oracle,

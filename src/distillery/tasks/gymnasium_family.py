@@ -52,7 +52,8 @@ class GymnasiumFamily(TaskDistribution):
             above 0; shift rewards that are costs.
         make: arguments of the constructor, the same for all tasks.
         variations: by name, a list of values or ``{low: ..., high: ...}``; None varies nothing.
-        reward_offset: added to every reward. Where episodes can end early, this changes what is best.
+        reward_offset: added to every reward. An episode that ends early is given, with its last reward, what the steps
+            that it leaves out would have added, so that all episodes gain the same and what is best stays so.
         reward_scale: what that is multiplied by.
         fixed_reset_seed: whether every reset of a task has the task's own seed, for families in which the layout is
             drawn at resets; otherwise each reset draws anew.
@@ -277,7 +278,8 @@ class GymnasiumBatch(TaskBatch):
             )
         self._terminated[slot] = terminated
         self._truncated[slot] = out_of_time and not terminated
-        return (float(reward) + self._family.reward_offset) * self._family.reward_scale
+        steps_counted = 1 + (self.spec.episode_steps - self._elapsed[slot] if terminated else 0)
+        return (float(reward) + self._family.reward_offset * steps_counted) * self._family.reward_scale
 
     def assign(self, task_ids: Tensor, where: Tensor) -> None:
         """See `TaskBatch.assign`: an environment that is given another task is made and seeded anew."""
