@@ -465,6 +465,18 @@ def test_normalised_scores_are_0_for_random_and_1_for_the_source():
     assert numbers.level("good").value == pytest.approx(20 / 35)
 
 
+def test_interquartile_means_and_their_intervals_are_normalised_alike():
+    ends = [run("source", 0, [80.0, 82.0, 84.0, 90.0] * 2), run("random", 0, [1.0, 50.0, 50.0, 50.0] * 2)]
+    runs = [run("good", seed, [60.0 + seed, 61.0, 62.0, 64.0] * 2) for seed in range(3)]
+    numbers = StudyNumbers(study(metric="normalised"), [*runs, *ends])
+    found, between = numbers.level("good"), 83.0 - 50.0  # interquartile means of the ends
+    assert found.iqm == pytest.approx((61 + 2 / 3 - 50.0) / between)
+    interval = numbers.stratified_iqm_interval("good", metric="normalised", split="held_out")
+    returns = numbers.stratified_iqm_interval("good", metric="final", split="held_out")
+    assert interval == pytest.approx([(end - 50.0) / between for end in returns])
+    assert interval[0] <= found.iqm <= interval[1]
+
+
 def test_episodes_to_the_published_level():
     def lived(*starts: int) -> list[Run]:
         return [run("good", seed, [1.9], curve=[0.0] * n + [1.9] * (50 - n)) for seed, n in enumerate(starts)]

@@ -7,12 +7,14 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from distillery.core.protocols import TaskDistribution
 from distillery.core.rollouts import play_episode, random_actions
 from distillery.core.seeding import torch_generator
 from distillery.stages.entry import build
+from distillery.tasks.gymnasium_family import GymnasiumBatch
 
 # Poles and carts of other sizes, some of which answer to swapped actions; an episode ends when the pole falls.
 CARTPOLE = [
@@ -72,13 +74,26 @@ def test_cartpole_of_varied_physics_goes_the_whole_way(tmp_path):
 @pytest.mark.parametrize(
     "variant", ["gymnasium_family_acrobot", "gymnasium_family_cartpole", "gymnasium_family_pendulum"]
 )
-def test_what_is_offered_earns_from_nothing_to_its_best(variant: str):
+def test_what_is_offered_leaves_something_to_learn(variant: str):
     with initialize_config_module("distillery.conf", version_base="1.3"):
         tasks: TaskDistribution = build(compose("config", [f"tasks={variant}"]).tasks)
     batch = tasks.batch(tasks.task_ids("held_out"), seed=0)
     generator = torch_generator(0, "random")
     returns = play_episode(batch, lambda step, seen: random_actions(batch, generator)).returns.numpy()
     best = tasks.oracle_returns()[0]
-    # At random a score is near 0: what is offered leaves something to learn, and costs do not make it fall far below.
+    # At random a score is near 0, and costs do not make it fall far below.
     assert -0.5 * best < returns.mean() < 0.5 * best
     assert returns.max() < best
+
+
+def test_acrobot_is_paid_for_the_steps_that_are_left():
+    with initialize_config_module("distillery.conf", version_base="1.3"):
+        tasks: TaskDistribution = build(compose("config", ["tasks=gymnasium_family_acrobot"]).tasks)
+    batch = tasks.batch(tasks.task_ids("held_out")[:2], seed=0)
+    assert isinstance(batch, GymnasiumBatch)
+    batch.reset()
+    assert batch.step(torch.tensor([1, 1])).rewards.tolist() == [0.0, 0.0]
+    batch.envs[0].unwrapped.state = np.array([np.pi, 0.0, 0.0, 0.0])  # upright
+    after = batch.step(torch.tensor([1, 1]))
+    assert after.terminated.tolist() == [True, False]
+    assert after.rewards.tolist() == pytest.approx([0.01 * (501 - 2), 0.0])

@@ -281,6 +281,8 @@ def test_numbers_of_one_training_and_of_several():
     low, high = both["final_return_ci95"]
     assert low < both["final_return"] < high
     assert both["oracle_fraction_ci95"] == pytest.approx([low / 15, high / 15])
+    low, high = both["final_return_iqm_stratified_ci95"]
+    assert low <= both["final_return_iqm"] <= high and alone["final_return_iqm_stratified_ci95"] is None
     # The furthest prompt is one that there was, above the mean in one run and below it in the other.
     levels = (
         {"prompt_level": 0.5, "furthest_prompt_level": 0.58},
@@ -301,9 +303,14 @@ def test_a_result_beside_another_is_told_as_its_study_has_it(tmp_path, monkeypat
         add_run(
             bandit.name, Run(variant, 0, unit.settings, "abc", {"held_out": split}, updates=updates), bandit.variants
         )
+    second = SplitResult([75.0], [0, 1], [75.0, 75.0], [75.0, 75.0], [90.0, 90.0], [0.0, 0.0])
+    unit = unit_of(bandit, bandit.variants["ad"], 1)
+    add_run(bandit.name, Run("ad", 1, unit.settings, "abc", {"held_out": second}, updates=1), bandit.variants)
     good, plain = (compare.read_result(f"adversarial_bandit/{name}", "held_out") for name in ("ad", "source"))
-    assert good.scores["normalised"].mean() == pytest.approx(0.9) and "first" not in good.scores
+    assert good.scores["normalised"].mean(1) == pytest.approx([0.9, 25 / 30]) and "first" not in good.scores
     assert (good.trained, plain.trained) == (True, False)
+    with pytest.raises(ValueError, match="trained otherwise, in recipe"):
+        compare.read_results("adversarial_bandit/ad,adversarial_bandit/dpt", "held_out")
     with pytest.raises(
         ValueError, match="'adversarial_bandit/ad' was not evaluated on the split 'seen', but on held_out"
     ):

@@ -98,6 +98,8 @@ def test_evaluations_compare_where_their_tasks_are_the_same(folder, tmp_path, ca
     run_stage("evaluate", "name=second", "checkpoint=second", folder=tmp_path)
     run_stage("evaluate", "name=greedy", "checkpoint=tiny", "evaluation.lifetimes.greedy=true", folder=tmp_path)
     run_stage("evaluate", "name=few", "checkpoint=tiny", "evaluation.max_tasks=2", folder=tmp_path)
+    run_stage("train", "name=small", "checkpoint=small", "models.width=8", folder=tmp_path)
+    run_stage("evaluate", "name=small", "checkpoint=small", folder=tmp_path)
     run_stage("baselines", "tasks.reward=once", "name=once", folder=tmp_path)
     told = compared(capsys, tmp_path, "tiny/ad", "greedy/ad")
     assert "part of the oracle's return" in told and "evaluated otherwise: lifetimes.greedy" in told
@@ -111,6 +113,7 @@ def test_evaluations_compare_where_their_tasks_are_the_same(folder, tmp_path, ca
         (("once/oracle,once/source", "tiny/ad"), "a baseline is none"),
         (("tiny/ad,few/ad", "tiny/ad"), "'few/ad' was evaluated on other tasks than 'tiny/ad'"),
         (("tiny/ad,greedy/ad", "tiny/ad"), "evaluated otherwise, in lifetimes.greedy"),
+        (("tiny/ad,small/ad", "tiny/ad"), "trained otherwise, in num_parameters"),
         (("tiny/ad,tiny/ad", "few/ad"), "one training is named twice"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -6,7 +6,7 @@ histories. Where there is one training, its interval is over tasks, which tells 
 stands the interquartile mean that the field reports (Agarwal et al., Deep RL at the Edge of the Statistical Precipice,
 2021, arXiv 2108.13264) with a 95 % bootstrap interval. There every score is a training of its own, and runs are
 resampled for each task apart; here the tasks of a training share its weights, so whole trainings are resampled. That
-stratified interval stands beside, for those who compare with one. All of it is SciPy's.
+stratified interval is in ``metrics.json`` beside it. All of it is SciPy's.
 
 Letters: S training seeds, K tasks.
 """

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from distillery.core.lifetimes import FINAL_EPISODES, episodes_to
-from distillery.papers.intervals import SAME, Level, difference, level
+from distillery.papers.intervals import SAME, Level, difference, level, stratified_iqm_interval
 from distillery.papers.results import Run
 from distillery.papers.study import EXTRA, MIN_TRAININGS, Check, Study
 from distillery.papers.verdicts import MET, NOT_RUN, REFUTED, UNDECIDED, UNRUN, Outcome, Verdict, verdict_of
@@ -142,10 +142,20 @@ class StudyNumbers:
         if (metric or self.study.metric) != "normalised":
             return found
         returns = level(self.scores(variant, metric="final", split=split))
-        zero, one = (float(stats.trim_mean(scores.ravel(), 0.25)) for scores in self._ends(split).values())
-        iqms = (returns.iqm, returns.iqm_low, returns.iqm_high)
-        iqm, iqm_low, iqm_high = ((value - zero) / (one - zero) for value in iqms)
+        iqm, iqm_low, iqm_high = self._scaled_iqms((returns.iqm, returns.iqm_low, returns.iqm_high), split)
         return replace(found, iqm=iqm, iqm_low=iqm_low, iqm_high=iqm_high)
+
+    def stratified_iqm_interval(self, variant: str, *, metric: str, split: str) -> tuple[float, ...] | None:
+        """See `intervals.stratified_iqm_interval`; scaled as the interquartile mean of `level` is."""
+        normalised = metric == "normalised"
+        scores = self.scores(variant, metric="final" if normalised else metric, split=split)
+        found = stratified_iqm_interval(scores)
+        return self._scaled_iqms(found, split) if found is not None and normalised else found
+
+    def _scaled_iqms(self, iqms: Sequence[float], split: str) -> tuple[float, ...]:
+        """Interquartile means of returns, 0 where that of `random` is and 1 where that of `source` is."""
+        zero, one = (float(stats.trim_mean(scores.ravel(), 0.25)) for scores in self._ends(split).values())
+        return tuple((value - zero) / (one - zero) for value in iqms)
 
     def curve(self, variant: str, split: str = "held_out") -> np.ndarray:
         """(S, N) mean return of every episode, a row for each seed."""

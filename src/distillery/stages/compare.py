@@ -21,7 +21,7 @@ from rich.table import Table
 
 from distillery.core.files import read_json
 from distillery.core.lifetimes import BASELINES, FINAL_EPISODES
-from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE, TASKS_FILE
+from distillery.evaluation.storage import LIFETIMES_FILE, SUMMARY_FILE, TASKS_FILE, TRAINING_FILE
 from distillery.papers.intervals import difference, level
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import Run, read_runs
@@ -34,8 +34,10 @@ EVALUATIONS = Path("data", "evaluations")
 # Settings that change no score of a task: how many there are, or how often and how far something else is played.
 _CHANGE_NOTHING = {
     "tasks": ("num_train", "num_validation", "num_held_out"),
-    "evaluation": ("train_seeds", "max_tasks", "splits", "reference_fraction"),
+    "evaluation": ("train_seeds", "max_tasks", "splits", "reference_fraction", "lifetimes.batch_lifetimes"),
+    "training": (),
 }
+_ROUNDING = 1e-3  # studies keep three decimals
 STUDY = "study:"
 _MOST_LISTED = 30
 MEASURES = {
@@ -59,8 +61,9 @@ class Result:
         task_ids: (K,) of the tasks.
         oracle: (K,) the oracle's return on each, by which tasks of one number are told apart.
         trained: whether it is a training's, which would come out otherwise with another seed.
-        settings: of the `tasks` and the `evaluation`, nested; empty where they were not kept.
-        weights: checksums of the trainings' weights, where they were kept.
+        settings: of the `tasks`, the `evaluation` and the `training` (agent, histories, size), nested, as far as they
+            were kept.
+        weights: what names each training.
     """
 
     name: str
@@ -95,7 +98,7 @@ class Result:
 
     def has_tasks_of(self, other: "Result") -> bool:
         """Whether both are of the same tasks, under the same rules."""
-        alike = self.task_ids == other.task_ids and np.allclose(self.oracle, other.oracle, rtol=1e-4)
+        alike = self.task_ids == other.task_ids and np.allclose(self.oracle, other.oracle, atol=_ROUNDING)
         return alike and not self.differing(other, "tasks")
 
 
@@ -103,7 +106,8 @@ def read_results(names: str, split: str) -> Result:
     """One result, or several trainings of the same tasks as one, their names parted by commas.
 
     Raises:
-        ValueError: see `read_result`; or they are no trainings, of other tasks, evaluated otherwise, or the same.
+        ValueError: see `read_result`; or they are no trainings, of other tasks, trained or evaluated otherwise, or the
+            same.
     """
     first, *others = (read_result(name, split) for name in names.split(","))
     if not others:
@@ -113,14 +117,17 @@ def read_results(names: str, split: str) -> Result:
             raise ValueError(f"'{names}': only trainings are taken together, and a baseline is none")
         if not first.has_tasks_of(other):
             raise ValueError(f"'{names}': '{other.name}' was evaluated on other tasks than '{first.name}'")
-        if differing := first.differing(other, "evaluation"):
-            raise ValueError(f"'{names}': they were evaluated otherwise, in {', '.join(differing)}")
+        for group, told in (("training", "trained"), ("evaluation", "evaluated")):
+            if differing := first.differing(other, group):
+                raise ValueError(f"'{names}': they were {told} otherwise, in {', '.join(differing)}")
     weights = tuple(one for result in (first, *others) for one in result.weights)
     if len(set(weights)) < len(weights) or len({first.name, *(other.name for other in others)}) <= len(others):
         raise ValueError(f"'{names}': one training is named twice, which would count as two")
     shared = [measure for measure in first.scores if all(measure in other.scores for other in others)]
     scores = {measure: np.concatenate([one.scores[measure] for one in (first, *others)]) for measure in shared}
-    return replace(first, name=names, origin=f"{first.origin}, ...", scores=scores, weights=weights)
+    settings = {name: first.settings[name] for name in first.settings if all(name in one.settings for one in others)}
+    origin = f"{first.origin}, ..."
+    return replace(first, name=names, origin=origin, scores=scores, settings=settings, weights=weights)
 
 
 def read_result(name: str, split: str) -> Result:
@@ -153,11 +160,19 @@ def read_result(name: str, split: str) -> Result:
     settings = {group: kept[group] for group in ("tasks", "evaluation") if group in kept}
     trained, origin = last not in BASELINES, f"evaluation in {path.parent}"
     weights = (kept["weights"],) if trained else ()
+    if trained:
+        training = read_json(path.with_name(TRAINING_FILE), remedy="evaluate again")
+        settings["training"] = {
+            "agent": last,
+            "histories": training["content_hash"],
+            "num_parameters": training["num_parameters"],
+        }
     return Result(name, origin, scores, tasks, tuple(oracle), trained, settings, weights)
 
 
 def _study_result(name: str, study: str, variant: str, split: str) -> Result:
-    runs = [run for run in current_runs(study) if run.variant == variant]
+    all_runs = current_runs(study)
+    runs = [run for run in all_runs if run.variant == variant]
     if not runs:
         known = _there_are()
         near = [other for other in known if other.partition("/")[0] == study]
@@ -176,15 +191,19 @@ def _study_result(name: str, study: str, variant: str, split: str) -> Result:
         loaded = load_study(study)
         composed = unit_of(loaded, loaded.variants[variant], 0).config
         settings = {group: composed[group] for group in ("tasks", "evaluation")}
-        numbers = StudyNumbers(load_study(study), current_runs(study))
+        numbers = StudyNumbers(loaded, all_runs)
         metric = numbers.study.metric
         if metric in MEASURES and numbers.has(variant, split, metric):
             scores[metric] = numbers.scores(variant, metric=metric, split=split)
     if np.array_equal(scores["first"], scores["final"]):  # there is one episode
         del scores["first"]
     result, trained = runs[0].splits[split], runs[0].updates is not None
+    # The hash of its settings stands for how a variant is trained, and with the seed for the training.
+    weights = tuple(f"{run.settings}/{run.seed}" for run in runs) if trained else ()
+    if trained and settings:
+        settings["training"] = {"recipe": runs[0].settings}
     origin = _origin(study, runs)
-    return Result(name, origin, scores, tuple(result.task_ids), tuple(result.oracle), trained, settings)
+    return Result(name, origin, scores, tuple(result.task_ids), tuple(result.oracle), trained, settings, weights)
 
 
 def current_runs(study: str) -> list[Run]:
@@ -278,7 +297,7 @@ def notes(one: Result, other: Result) -> Iterator[str]:
     elif one.is_one_training or other.is_one_training:
         yield "intervals of one training are over its tasks; another seed of the same recipe may differ by more"
     for result in (one, other):
-        if not result.settings:
+        if not {"tasks", "evaluation"} <= result.settings.keys():
             yield f"{result.name} did not keep its settings, so that other rules would go unnoticed; evaluate it again"
     if differing := one.differing(other, "evaluation"):
         yield f"they were evaluated otherwise: {', '.join(differing)}"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from distillery.core.files import whole_file
-from distillery.papers.intervals import stratified_iqm_interval
 from distillery.papers.results import FOLDER as RESULTS
 from distillery.papers.results import read_runs
 from distillery.papers.statistics import StudyNumbers
@@ -284,6 +283,7 @@ def study_values(study: Study, results: Path = RESULTS) -> tuple[dict[str, Any],
         "minutes": f"{sum(run.minutes or 0 for run in runs):.0f}" if runs else "",
         "runtimes": told_runtimes(study, runs),
         "mixed": _mixed_histories(numbers),
+        "shares_histories": any(len(numbers.runs(name)) > 1 and numbers.runs(name)[0].data for name in study.variants),
     }
     return values, study_image(numbers)
 
@@ -388,7 +388,7 @@ def split_metrics(numbers: StudyNumbers, variant: str, split: str) -> Mapping[st
     # A normalised score stands in the place of the return, as the published table has it.
     metric = "normalised" if study.metric == "normalised" else "final"
     shown = numbers.level(variant, split=split, metric=metric)
-    stratified = stratified_iqm_interval(numbers.scores(variant, split=split, metric=metric))
+    stratified = numbers.stratified_iqm_interval(variant, metric=metric, split=split)
     return {
         "final_return": shown.value,
         "final_return_ci95": [shown.low, shown.high],

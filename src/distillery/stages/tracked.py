@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 from omegaconf import DictConfig
 
+from distillery.core.lifetimes import FINAL_EPISODES
 from distillery.core.protocols import Tracker
 from distillery.evaluation.storage import CURVES_FILE, LIFETIMES_FILE, SUMMARY_FILE
 from distillery.stages.entry import plain
@@ -85,9 +86,15 @@ def result_line(held_out: Mapping[str, Any], curves: pl.DataFrame) -> str:
     """The held-out result in a few words, to be read beside that of another run."""
     first = curves.filter((pl.col("split") == "held_out") & (pl.col("episode") == 1))["return"].item()
     return (
-        f"held-out return {first:.2f} in the first episode, {held_out['final_return']:.2f} in the last ten, "
+        f"held-out return {first:.2f} in the first episode, {held_out['final_return']:.2f} in {_last(held_out)}, "
         f"{held_out['oracle_fraction']:.3f} of the oracle"
     )
+
+
+def _last(held_out: Mapping[str, Any]) -> str:
+    """The end of a lifetime, in words."""
+    num_episodes = min(FINAL_EPISODES, held_out["num_episodes"])
+    return f"the last {num_episodes} episodes" if num_episodes > 1 else "the last episode"
 
 
 def description(
@@ -97,13 +104,15 @@ def description(
     low, high = held_out["final_return_ci95"]
     oracle, reached = held_out["oracle_return"], held_out["episodes_to_reference"]
     reference = held_out["reference_fraction"]
-    num_episodes = int(curves["episode"].to_numpy().max())
+    num_episodes = held_out["num_episodes"]
     ended = f"is reached at episode {reached}" if reached is not None else f"is not reached in {num_episodes} episodes"
+    if num_episodes < FINAL_EPISODES:
+        ended = f"cannot be told of fewer than {FINAL_EPISODES} episodes"
     about = f": {explanation}" if explanation else ""
     return (
         f"**{agent}** on **{experiment}**{about}. "
         f"On {held_out['num_tasks']} held-out tasks: {result_line(held_out, curves)} "
-        f"(95 % interval of the last ten {low:.2f} to {high:.2f}; oracle {oracle:.2f}). "
+        f"(95 % interval of {_last(held_out)} {low:.2f} to {high:.2f}; oracle {oracle:.2f}). "
         f"The reference level, {reference} of the oracle ({reference * oracle:.1f}), {ended}. "
         f"To compare runs, open the metric `{CURVE.format(split='held_out')}`: its step is the episode."
     )
