@@ -176,7 +176,7 @@ def test_the_study_of_the_page_runs_and_is_compared(checkout: Path) -> None:
     assert names == [("long", 0), ("long", 1), ("short", 0), ("short", 1), ("random", 0)]
     assert len({run["data"] for run in runs} - {None}) == 1, "variants share their histories"
     assert "Memory in a small room" in (checkout / "data" / "reports" / "paper.html").read_text()
-    assert "small_room/short (study small_room): 2 training seed(s), 4 tasks of the split held_out" in printed
+    assert "small_room/short (study small_room): 2 trainings, 4 tasks of the split held_out" in printed
 
 
 def test_commands_of_the_scaling_page_would_start():
