@@ -29,6 +29,7 @@ COMPANIONS = {
     ("sources", "explorer_bandit"): BANDIT,
     ("sources", "explorer_hard"): ["histories.contexts.keep_every_episode=1"],
     ("sources", "explorer_key_to_door"): ["histories.contexts.keep_every_episode=1"],
+    ("sources", "explorer_permuted"): ["tasks=dark_room_permuted", "histories.contexts.keep_every_episode=1"],
     ("sources", "pose_searcher"): ["tasks=watermaze_small", "histories.contexts.keep_every_episode=1"],
     ("sources", "pose_searcher_sidestep"): [
         "tasks=watermaze_small",
